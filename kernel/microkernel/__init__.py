@@ -1,0 +1,146 @@
+"""The front door: every name that a plug-in may import, and nothing else.
+
+What needs only the standard library and numpy is imported at once, for this module is also imported
+by workers under other interpreters; `hookimpl`, which needs pluggy, is looked up when asked for.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from microkernel.backend import Backend, BackendType, Instance, Model, Placement, WorkerKind
+from microkernel.batch import Batch
+from microkernel.config.codec import config_from_json, config_to_json, config_to_text
+from microkernel.config.model import (
+    DynamicBatching,
+    InstanceGroup,
+    ModelConfig,
+    ModelInput,
+    ModelOutput,
+    ModelParameter,
+    Reshape,
+    TransactionPolicy,
+)
+from microkernel.errors import (
+    AlreadyExists,
+    Cancelled,
+    Internal,
+    InvalidArgument,
+    MicrokernelError,
+    NotFound,
+    Unavailable,
+    Unknown,
+    Unsupported,
+    error_from,
+)
+from microkernel.frontend import Frontend, FrontendFactory
+from microkernel.options import option
+from microkernel.port import (
+    ModelIndex,
+    ModelMetadata,
+    Server,
+    ServerMetadata,
+    TensorMetadata,
+)
+from microkernel.request import (
+    LATEST,
+    InferRequest,
+    InferResponse,
+    Outcome,
+    Parameter,
+    Parameters,
+    Sequence,
+    parse_version,
+)
+from microkernel.tensor import (
+    BY_CONFIG_NAME,
+    BY_NUMBER,
+    DATA_TYPES,
+    DataType,
+    Shape,
+    Tensor,
+    datatype_of,
+    decode_bytes,
+    element_count,
+    encode_bytes,
+    raw_view,
+)
+
+if TYPE_CHECKING:
+    from microkernel.hookspecs import (
+        RegisterBackend,
+        RegisterFrontend,
+        RegisterOptions,
+        hookimpl,
+    )
+
+_FROM_HOOKSPECS = {"RegisterBackend", "RegisterFrontend", "RegisterOptions", "hookimpl"}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _FROM_HOOKSPECS:
+        from microkernel import hookspecs  # noqa: PLC0415 - imports pluggy
+
+        return getattr(hookspecs, name)
+    raise AttributeError(f"module 'microkernel' has no attribute '{name}'")
+
+
+__all__ = [
+    "BY_CONFIG_NAME",
+    "BY_NUMBER",
+    "DATA_TYPES",
+    "LATEST",
+    "AlreadyExists",
+    "Backend",
+    "BackendType",
+    "Batch",
+    "Cancelled",
+    "DataType",
+    "DynamicBatching",
+    "Frontend",
+    "FrontendFactory",
+    "InferRequest",
+    "InferResponse",
+    "Instance",
+    "InstanceGroup",
+    "Internal",
+    "InvalidArgument",
+    "MicrokernelError",
+    "Model",
+    "ModelConfig",
+    "ModelIndex",
+    "ModelInput",
+    "ModelMetadata",
+    "ModelOutput",
+    "ModelParameter",
+    "NotFound",
+    "Outcome",
+    "Parameter",
+    "Parameters",
+    "Placement",
+    "RegisterBackend",
+    "RegisterFrontend",
+    "RegisterOptions",
+    "Reshape",
+    "Sequence",
+    "Server",
+    "ServerMetadata",
+    "Shape",
+    "Tensor",
+    "TensorMetadata",
+    "TransactionPolicy",
+    "Unavailable",
+    "Unknown",
+    "Unsupported",
+    "WorkerKind",
+    "config_from_json",
+    "config_to_json",
+    "config_to_text",
+    "datatype_of",
+    "decode_bytes",
+    "element_count",
+    "encode_bytes",
+    "error_from",
+    "hookimpl",
+    "option",
+    "parse_version",
+    "raw_view",
+]

@@ -1,0 +1,105 @@
+"""What a backend is: blocking code that loads a model, makes instances of it and executes batches.
+
+The kernel hosts backends in workers; the same code runs in a child process and in a thread of the
+server. A backend is described by a `BackendType`, which names its factory without importing it: the
+server never imports a framework.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+from microkernel.batch import Batch
+from microkernel.config.model import ModelConfig
+from microkernel.request import Outcome
+
+WorkerKind: TypeAlias = Literal["process", "instance", "thread"]
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Where one instance runs: its name, its kind (`KIND_CPU`, `KIND_GPU`, `KIND_MODEL`), its
+    device and its share of the host's processors as a number of threads."""
+
+    name: str
+    kind: str
+    device_id: int = 0
+    threads: int = 1
+
+
+class Instance(ABC):
+    """One instance of a model. It is made, used and closed on one thread, and executes one batch at
+    a time."""
+
+    @abstractmethod
+    def execute(self, batch: Batch) -> Sequence[Outcome]:
+        """Run the batch and return one outcome per request, in order: a response, or one of our
+        errors.
+
+        An exception fails the whole batch: one of our errors as it is, any other as Internal with
+        its text. Output arrays are copied out before the next call, so they may be reused then.
+        """
+
+    def close(self) -> None:  # noqa: B027 - most instances have nothing to give back
+        """The instance is not used any more."""
+
+
+class Model(ABC):
+    """A loaded model version."""
+
+    @abstractmethod
+    def instance(self, placement: Placement) -> Instance:
+        """Make one instance; called on the thread that will use it. Raises to fail the load."""
+
+    def unload(self) -> None:  # noqa: B027 - most models have nothing to give back
+        """All instances are closed; give back what the model holds."""
+
+
+class Backend(ABC):
+    """Loads models. Made once per worker by the factory of its `BackendType`, with the plug-in's
+    settings."""
+
+    @abstractmethod
+    def load(self, config: ModelConfig, files: Path) -> Model:
+        """Load a version. `files` is its directory, `<repository>/<model>/<version>`. Raises to
+        fail the load.
+
+        `config` is complete and valid; a backend raises InvalidArgument where the model contradicts
+        it.
+        """
+
+    def complete(self, config: ModelConfig, files: Path) -> ModelConfig:
+        """Fill in what the model's files can tell: max_batch_size, input, output, the scheduling
+        choice if none was made, and whether the model is decoupled. Other changes are dropped.
+        Called before `load`, in the same worker, unless the operator turned auto-completion off.
+        Raises InvalidArgument where the model contradicts `config`."""
+        return config
+
+
+@dataclass(frozen=True, slots=True)
+class BackendType:
+    """How the kernel finds, recognises and hosts a backend.
+
+    `factory` is `"module:callable"`, imported in the worker only and called with the plug-in's
+    settings object, or with nothing where the plug-in declares none. A model with no `backend` in
+    its configuration belongs to the first backend whose `platform` it names or one of whose
+    `filenames` lies in its version directory. `worker` is where its models run unless the model's
+    parameter `WORKER` says otherwise. `preload` names modules that a fork server imports once for
+    all workers; importing them must start no computation. `environment` is set before that.
+    `requires` names the modules that must be importable for the backend to be available, and
+    `extra` the extra of the distribution that brings them. `cpu_instances` is the number of
+    instances of a CPU group that gives no count.
+    """
+
+    name: str
+    factory: str
+    filenames: Sequence[str] = ()
+    platform: str = ""
+    worker: WorkerKind = "process"
+    preload: Sequence[str] = ()
+    environment: Mapping[str, str] = field(default_factory=dict)
+    requires: Sequence[str] = ()
+    extra: str = ""
+    cpu_instances: int = 1

@@ -1,0 +1,89 @@
+"""What a backend executes: the requests of one batch, and their inputs laid end to end.
+
+The kernel gathers every request's data for an input into one contiguous region, so the batch as one
+tensor and the request's own part of it are both views on the same bytes.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from microkernel.errors import Internal
+from microkernel.request import InferRequest, InferResponse
+from microkernel.tensor import Tensor
+
+
+@dataclass(slots=True)
+class Batch(Sequence[InferRequest]):
+    """The requests that run together.
+
+    `requests` are in arrival order, their tensors views that are valid until `execute` returns.
+    `stacked` holds the whole batch per input name: the first request's shape with the first
+    dimensions summed; for a model that does not batch, the only request's own tensors. `sizes` is
+    each request's first dimension, 1 where the model does not batch.
+    """
+
+    requests: Sequence[InferRequest]
+    stacked: Mapping[str, Tensor]
+    sizes: Sequence[int]
+
+    def __len__(self) -> int:
+        return len(self.requests)
+
+    def __iter__(self) -> Iterator[InferRequest]:
+        return iter(self.requests)
+
+    def __getitem__(self, index):  # type: ignore[no-untyped-def]  # typed by Sequence's overloads
+        return self.requests[index]
+
+    @property
+    def size(self) -> int:
+        """The sum of `sizes`."""
+        return sum(self.sizes)
+
+    def split(self, outputs: Sequence[Tensor]) -> list[InferResponse]:
+        """One response per request from outputs that cover the whole batch, cut along their first
+        dimension.
+
+        Each response holds the outputs its request asked for. A batch of one gets the outputs as
+        they are. Raises Internal when an output has fewer rows than the batch; surplus rows are
+        dropped.
+        """
+        if len(self.requests) == 1:
+            return [self._response(self.requests[0], outputs)]
+        parts = [_split(output, self.sizes) for output in outputs]
+        return [
+            self._response(request, [part[i] for part in parts])
+            for i, request in enumerate(self.requests)
+        ]
+
+    @staticmethod
+    def _response(request: InferRequest, outputs: Sequence[Tensor]) -> InferResponse:
+        wanted = request.outputs
+        kept = tuple(o for o in outputs if not wanted or o.name in wanted)
+        return InferResponse(request.model_name, request.version, request.id, kept)
+
+
+def _split(output: Tensor, sizes: Sequence[int]) -> list[Tensor]:
+    rows = output.shape[0] if output.shape else 0
+    if rows < sum(sizes):
+        raise Internal(
+            f"failed to split the output tensor '{output.name}' of shape {list(output.shape)} "
+            f"over a batch of {sum(sizes)}"
+        )
+    if output.datatype.size == 0:
+        return _split_bytes(output, sizes)
+    per_row = output.nbytes // rows if rows else 0
+    data, position, parts = memoryview(output.data), 0, []
+    for size in sizes:
+        end = position + size * per_row
+        parts.append(replace(output, shape=(size, *output.shape[1:]), data=data[position:end]))
+        position = end
+    return parts
+
+
+def _split_bytes(output: Tensor, sizes: Sequence[int]) -> list[Tensor]:
+    array, position, parts = output.as_numpy(), 0, []
+    for size in sizes:
+        parts.append(Tensor.from_numpy(output.name, array[position : position + size]))
+        position += size
+    return parts

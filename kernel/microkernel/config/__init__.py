@@ -1,0 +1,1 @@
+"""The model configuration: reading, checking, completing and writing it."""

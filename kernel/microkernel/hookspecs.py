@@ -1,0 +1,57 @@
+"""The extension points. A plug-in is a module named by an entry point of the group
+`microkernel.plugins` that implements some of these functions with `@hookimpl`; what is built in
+uses nothing else.
+
+Hooks run once, at start. They hand over descriptions and factories; nothing heavy is imported until
+one is used.
+"""
+
+from collections.abc import Callable
+from typing import TypeAlias
+
+import pluggy
+
+from microkernel.backend import BackendType
+from microkernel.frontend import FrontendFactory
+
+PROJECT = "microkernel"
+ENTRY_POINT_GROUP = "microkernel.plugins"
+
+hookspec = pluggy.HookspecMarker(PROJECT)
+hookimpl = pluggy.HookimplMarker(PROJECT)
+
+RegisterOptions: TypeAlias = Callable[[type[object]], None]
+RegisterBackend: TypeAlias = Callable[[BackendType], None]
+
+
+class RegisterFrontend:
+    """Takes the front ends of one plug-in: `register(name, factory, requires=..., extra=...)`."""
+
+    def __call__(
+        self,
+        name: str,
+        factory: FrontendFactory,
+        *,
+        requires: tuple[str, ...] = (),
+        extra: str = "",
+    ) -> None:
+        """`factory(server, settings)` makes the front end. `requires` names the modules it needs,
+        `extra` the extra of the distribution that brings them."""
+        raise NotImplementedError
+
+
+@hookspec
+def register_options(register: RegisterOptions) -> None:
+    """Declare the plug-in's settings: a frozen dataclass of `option()` fields. They become flags of
+    `microkernel run` and keys of the plug-in's table in `plugins.toml`; one object of the class
+    goes to each factory."""
+
+
+@hookspec
+def register_backends(register: RegisterBackend) -> None:
+    """Announce backends, a `BackendType` each."""
+
+
+@hookspec
+def register_frontends(register: RegisterFrontend) -> None:
+    """Announce protocol front ends, a factory each."""

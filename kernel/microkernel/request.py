@@ -1,0 +1,92 @@
+"""What travels through the server: requests and responses as plain data.
+
+No callbacks, no live protocol objects, no references to an event loop: a request can cross a
+process boundary.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+from microkernel.errors import InvalidArgument, MicrokernelError
+from microkernel.tensor import Tensor
+
+Parameter: TypeAlias = bool | int | float | str
+Parameters: TypeAlias = Mapping[str, Parameter]
+
+NO_PARAMETERS: Parameters = {}
+LATEST = -1
+"""As a version: the highest one that is ready."""
+
+
+@dataclass(slots=True)
+class Sequence:
+    """Which sequence a request belongs to, and whether it opens or closes it. An id of 0 or ""
+    means none."""
+
+    id: int | str = 0
+    start: bool = False
+    end: bool = False
+
+
+NO_SEQUENCE = Sequence()
+
+
+@dataclass(slots=True)
+class InferRequest:
+    """One inference request, built whole by a front end; read-only by habit.
+
+    `outputs` names the outputs asked for, empty for all. `timeout_us` is the wait a client allows
+    in the queue, 0 for none. `parameters` holds only what a client sent for the backend, never a
+    reserved key.
+    """
+
+    model_name: str
+    inputs: tuple[Tensor, ...]
+    version: int = LATEST
+    id: str = ""
+    outputs: tuple[str, ...] = ()
+    parameters: Parameters = field(default_factory=lambda: NO_PARAMETERS)
+    priority: int = 0
+    timeout_us: int = 0
+    sequence: Sequence = field(default_factory=lambda: NO_SEQUENCE)
+
+    def input(self, name: str) -> Tensor | None:
+        """The input of that name, None where the request leaves it out."""
+        return next((tensor for tensor in self.inputs if tensor.name == name), None)
+
+    def tag(self) -> str:
+        """The prefix of messages about a request: `[request id: <id>] `."""
+        return f"[request id: {self.id or '<id_unknown>'}] "
+
+
+@dataclass(slots=True)
+class InferResponse:
+    """The answer to one request: its outputs, and the name and version of the model that ran."""
+
+    model_name: str
+    version: int
+    id: str
+    outputs: tuple[Tensor, ...]
+    parameters: Parameters = field(default_factory=lambda: NO_PARAMETERS)
+
+
+Outcome: TypeAlias = InferResponse | MicrokernelError
+"""What became of one request of a batch."""
+
+
+def parse_version(text: str) -> int:
+    """A version as clients write it; "" is LATEST. Raises InvalidArgument for anything but a 64-bit
+    number."""
+    if not text:
+        return LATEST
+    try:
+        version = int(text)
+    except ValueError:
+        version = -2
+    if not LATEST <= version < 2**63:
+        raise InvalidArgument(
+            f"failed to get model version from specified version string '{text}' (details: stol), "
+            "version should be an integral value > 0"
+        )
+    return version
