@@ -90,7 +90,8 @@ class BackendType:
     all workers; importing them must start no computation. `environment` is set before that.
     `requires` names the modules that must be importable for the backend to be available, and
     `extra` the extra of the distribution that brings them. `cpu_instances` is the number of
-    instances of a CPU group that gives no count.
+    instances of a CPU group that gives no count. `gpu` says whether instances can be placed on
+    GPUs.
     """
 
     name: str
@@ -103,3 +104,4 @@ class BackendType:
     requires: Sequence[str] = ()
     extra: str = ""
     cpu_instances: int = 1
+    gpu: bool = False

@@ -132,6 +132,11 @@ class Tensor:
                 f"tensor '{self.name}' is {self.datatype.name}, which numpy lacks"
             )
         else:
+            if len(self.data) % self.datatype.size:
+                raise InvalidArgument(
+                    f"tensor '{self.name}' holds {len(self.data)} bytes, which are no whole number "
+                    f"of {self.datatype.name} elements"
+                )
             array = np.frombuffer(self.data, dtype=self.datatype.numpy)
         try:
             return array.reshape(self.shape)

@@ -7,6 +7,7 @@ numbers.
 
 import functools
 import json
+import re
 import types
 import typing
 from collections.abc import Iterator, Mapping
@@ -39,6 +40,11 @@ _ENUMS: Mapping[str, tuple[str, ...]] = {
 index."""
 
 
+_INTEGER = re.compile(r"-?[0-9]{1,20}")
+_INTEGERS = range(-(2**63), 2**64)
+_UNPRINTABLE = re.compile(r'[\x00-\x1f\x7f"\\]')
+
+
 def enum_words(message: type[object], field: str) -> tuple[str, ...]:
     """The words a text field may hold, () where it is free text."""
     if (message.__name__, field) == ("RateLimiter", "priority"):
@@ -67,7 +73,7 @@ def config_from_json(document: str | Mapping[str, Any]) -> ModelConfig:
     if isinstance(document, str):
         try:
             document = json.loads(document)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise InvalidArgument(f"model configuration is not valid JSON: {error}") from None
     config: ModelConfig = _message(ModelConfig, document, "")
     return config
@@ -127,12 +133,16 @@ def _word(value: object, path: str, words: tuple[str, ...]) -> str:
 
 
 def _scalar(kind: type, value: object, path: str) -> Any:
-    if kind is int and isinstance(value, str) and value.lstrip("-").isdigit():
-        return int(value)
+    if kind is int and isinstance(value, str) and _INTEGER.fullmatch(value):
+        value = int(value)
+    if type(value) is int and value not in _INTEGERS:
+        raise InvalidArgument(f"'{path}' must fit 64 bits, got {value}")
     if kind is float and type(value) is int:
         return float(value)
     if type(value) is not kind:
         raise InvalidArgument(f"'{path}' must be of type {kind.__name__}, got {value!r}")
+    if isinstance(value, str) and any("\ud800" <= c <= "\udfff" for c in value):
+        raise InvalidArgument(f"'{path}' is not valid Unicode text: {value!r}")
     return value
 
 
@@ -193,8 +203,12 @@ def _literal(value: object, *, is_enum: bool) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, str) and not is_enum:
-        return json.dumps(value, ensure_ascii=False)
+        return f'"{_UNPRINTABLE.sub(_escaped, value)}"'
     return str(value)
+
+
+def _escaped(character: re.Match[str]) -> str:
+    return f"\\{ord(character.group()):03o}"
 
 
 def _class(message: object) -> Any:

@@ -1,0 +1,122 @@
+"""What lies on disk: models, their versions and their configuration files. Nothing here waits or
+remembers."""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from microkernel.config.model import Latest, VersionPolicy
+from microkernel.errors import InvalidArgument
+
+DUPLICATE = "model appears in two or more repositories"
+"""Why a model whose name stands in several repositories is never loaded."""
+
+_NOT_VERSIONS = ("warmup", "initial_state", "configs")
+_INTEGER = re.compile(r"[0-9]+")
+_LARGEST_VERSION = 2**63 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """The models of some repositories, in name order.
+
+    `models` gives the directory of each model whose name is unique; `duplicates` the directories
+    of each name that appears in two or more repositories.
+    """
+
+    models: Mapping[str, Path]
+    duplicates: Mapping[str, tuple[Path, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class Versions:
+    """The versions of a model in ascending order, and a line for each directory passed over that
+    looks like a mistake."""
+
+    found: list[int]
+    warnings: list[str]
+
+
+def find_models(paths: Sequence[Path]) -> Found:
+    """Every direct sub-directory of the repositories, by name. A repository given twice counts
+    once.
+
+    Raises InvalidArgument naming a repository that does not exist or cannot be listed.
+    """
+    places: dict[str, list[Path]] = {}
+    for repository in dict.fromkeys(path.resolve() for path in paths):
+        for directory in directories(repository):
+            places.setdefault(directory.name, []).append(directory)
+    ordered = sorted(places.items())
+    return Found(
+        models={name: where[0] for name, where in ordered if len(where) == 1},
+        duplicates={name: tuple(where) for name, where in ordered if len(where) > 1},
+    )
+
+
+def versions(directory: Path) -> Versions:
+    """The version directories of a model. Raises InvalidArgument where the model's directory
+    cannot be listed."""
+    found: list[int] = []
+    warnings: list[str] = []
+    for name in (entry.name for entry in directories(directory)):
+        reason = _not_a_version(name)
+        if reason:
+            warnings.append(f"ignoring '{directory / name}' as a version directory: {reason}")
+        elif name not in _NOT_VERSIONS:
+            found.append(int(name))
+    return Versions(sorted(found), warnings)
+
+
+def select(found: Iterable[int], policy: VersionPolicy | None) -> list[int]:
+    """The versions a policy serves, in ascending order; without a policy the latest one. A policy
+    that chooses nothing means all, as in Triton."""
+    ordered = sorted(found)
+    if policy is None:
+        policy = VersionPolicy(latest=Latest(1))
+    if policy.specific is not None:
+        return [version for version in ordered if version in policy.specific.versions]
+    if policy.latest is not None:
+        return ordered[max(0, len(ordered) - policy.latest.num_versions) :]
+    return ordered
+
+
+def missing(found: Iterable[int], policy: VersionPolicy | None) -> list[int]:
+    """The versions a policy lists by number that have no directory."""
+    if policy is None or policy.specific is None:
+        return []
+    return sorted(set(policy.specific.versions) - set(found))
+
+
+def config_path(directory: Path, config_name: str = "") -> Path | None:
+    """The model's configuration file: `configs/<config_name>.pbtxt` where a name is given and the
+    file exists, else `config.pbtxt`, None where there is neither."""
+    candidates = [directory / "config.pbtxt"]
+    if config_name:
+        candidates.insert(0, directory / "configs" / f"{config_name}.pbtxt")
+    return next((path for path in candidates if path.is_file()), None)
+
+
+def directories(parent: Path) -> list[Path]:
+    """The directories right below `parent`, in string order of their names. Raises InvalidArgument
+    naming `parent` where it cannot be listed."""
+    try:
+        return sorted((p for p in parent.iterdir() if p.is_dir()), key=lambda path: path.name)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise InvalidArgument(f"failed to read the directory '{parent}': {reason}") from None
+
+
+def _not_a_version(name: str) -> str:
+    """Why a directory's name is no version, "" where it is one or need not be."""
+    if name in _NOT_VERSIONS:
+        return ""
+    if not _INTEGER.fullmatch(name):
+        return "its name is not an integer >= 0"
+    if len(name) > 1 and name.startswith("0"):
+        return "its name has leading zeros"
+    # The length is asked first: Python refuses to read numbers of thousands of digits.
+    if len(name) > len(str(_LARGEST_VERSION)) or int(name) > _LARGEST_VERSION:
+        return "its name does not fit 64 bits"
+    return ""
