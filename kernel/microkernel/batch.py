@@ -44,23 +44,20 @@ class Batch(Sequence[InferRequest]):
         """One response per request from outputs that cover the whole batch, cut along their first
         dimension.
 
-        Each response holds the outputs its request asked for. A batch of one gets the outputs as
-        they are. Raises Internal when an output has fewer rows than the batch; surplus rows are
-        dropped.
+        A batch of one gets the outputs as they are. Raises Internal when an output has fewer rows
+        than the batch; surplus rows are dropped.
         """
         if len(self.requests) == 1:
-            return [self._response(self.requests[0], outputs)]
+            return [_response(self.requests[0], outputs)]
         parts = [_split(output, self.sizes) for output in outputs]
         return [
-            self._response(request, [part[i] for part in parts])
+            _response(request, [part[i] for part in parts])
             for i, request in enumerate(self.requests)
         ]
 
-    @staticmethod
-    def _response(request: InferRequest, outputs: Sequence[Tensor]) -> InferResponse:
-        wanted = request.outputs
-        kept = tuple(o for o in outputs if not wanted or o.name in wanted)
-        return InferResponse(request.model_name, request.version, request.id, kept)
+
+def _response(request: InferRequest, outputs: Sequence[Tensor]) -> InferResponse:
+    return InferResponse(request.model_name, request.version, request.id, tuple(outputs))
 
 
 def _split(output: Tensor, sizes: Sequence[int]) -> list[Tensor]:

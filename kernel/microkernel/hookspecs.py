@@ -34,9 +34,11 @@ class RegisterFrontend:
         *,
         requires: tuple[str, ...] = (),
         extra: str = "",
+        last: bool = False,
     ) -> None:
-        """`factory(server, settings)` makes the front end. `requires` names the modules it needs,
-        `extra` the extra of the distribution that brings them."""
+        """`factory(server, settings)` makes the front end. `requires` names the modules it needs
+        and `extra` the extra of the distribution that brings them. One that is `last` goes on
+        answering until the models are down."""
         raise NotImplementedError
 
 

@@ -17,8 +17,9 @@ S = TypeVar("S")
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """What the command line shows of one field: `flag` without the dashes, "" for none; `many`
-    where it may be repeated; `choices` where only some words are allowed."""
+    """What the command line shows of one field: `flag` with its dashes, several spellings apart by
+    blanks, "" for none; `many` where it may be repeated; `choices` where only some words are
+    allowed."""
 
     flag: str
     about: str

@@ -1,0 +1,195 @@
+"""The command line: `microkernel run`, `plugins` and `check`.
+
+The flags of `run` are the fields of the server's settings and of every plug-in's, so a plug-in's
+flags appear when it is installed. Usage errors exit with 1, as Triton's do.
+"""
+
+import asyncio
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from importlib.metadata import version as package_version
+from pathlib import Path
+from typing import Any
+
+import click
+
+from microkernel import app, log
+from microkernel.app import Setup
+from microkernel.check import check as check_repository
+from microkernel.errors import MicrokernelError
+from microkernel.options import Option, build, options_of
+from microkernel.plugins import Plugins, discover
+from microkernel.settings import ServerSettings
+
+_SERVER = ""
+"""Whose flags: the server's own, under no plug-in's name."""
+
+
+class _Verbosity(click.ParamType[int]):
+    """A number; `true` and `false` are 1 and 0, as for Triton's --log-verbose."""
+
+    name = "integer"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        words = {"true": 1, "false": 0}
+        try:
+            return words.get(str(value).lower(), -1) if str(value).isalpha() else int(value)
+        except ValueError:
+            self.fail(f"{value!r} is not a number", param, ctx)
+
+
+def _type(kind: type[object], spec: Option) -> Any:
+    if spec.choices:
+        return click.Choice(spec.choices)
+    if spec.flag == "--log-verbose":
+        return _Verbosity()
+    return {bool: click.BOOL, int: click.INT, float: click.FLOAT}.get(kind, click.STRING)
+
+
+def _parameters(owner: str, settings: type[object]) -> Iterator[click.Option]:
+    """A click option per field that has a flag. Its value is None where it was not given, so that
+    the file's and the default stay; a boolean without a value is true."""
+    for name, (kind, spec, default) in options_of(settings).items():
+        if not spec.flag:
+            continue
+        given: dict[str, Any] = {"flag_value": "true", "is_flag": False} if kind is bool else {}
+        shown = str(default).lower() if kind is bool else default
+        about = spec.about if default in ((), "") else f"{spec.about} [default: {shown}]"
+        yield click.Option(
+            [*spec.flag.split(), _prefix(owner) + name],
+            type=_type(kind, spec),
+            multiple=spec.many,
+            default=None,
+            help=about,
+            **given,
+        )
+
+
+class _Run(click.Command):
+    """`microkernel run`, whose flags depend on the plug-ins that `--plugins FILE` enables."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "run",
+            callback=None,
+            help="Serve the models of one or more repositories over HTTP and gRPC.",
+            context_settings={"max_content_width": 100},
+        )
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        plugins = self._plugins(ctx)
+        params: list[click.Parameter] = [_plugins_option()]
+        params += _parameters(_SERVER, ServerSettings)
+        for plugin in plugins.all:
+            if plugin.settings_type is not None:
+                params += _parameters(plugin.name, plugin.settings_type)
+        return [*params, *super().get_params(ctx)]
+
+    @staticmethod
+    def _plugins(ctx: click.Context) -> Plugins:
+        found: Plugins = ctx.meta.setdefault("microkernel.plugins", discover())
+        return found
+
+    def invoke(self, ctx: click.Context) -> int:
+        values = {key: value for key, value in ctx.params.items() if value not in (None, ())}
+        file = values.pop("plugins", None)
+        plugins = discover(file) if file is not None else self._plugins(ctx)
+        settings = build(ServerSettings, _of(_SERVER, values), "command line")
+        log.configure(settings)
+        flags = {plugin.name: _of(plugin.name, values) for plugin in plugins.all}
+        return app.run(Setup(settings, plugins, flags))
+
+
+def _of(owner: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of one owner's flags, by field name."""
+    prefix = _prefix(owner)
+    return {k.removeprefix(prefix): v for k, v in values.items() if k.startswith(prefix)}
+
+
+def _prefix(owner: str) -> str:
+    """What stands before a field's name in click's, which must be an identifier."""
+    return f"_{re.sub(r'[^0-9a-zA-Z]', '_', owner)}__"
+
+
+def _plugins_option() -> click.Option:
+    return click.Option(
+        ["--plugins"],
+        type=click.Path(path_type=Path),
+        help="Which plug-ins are enabled, and their settings. [default: ./plugins.toml if there "
+        "is one]",
+    )
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_version("microkernel"), prog_name="microkernel")
+def cli() -> None:
+    """An inference server that speaks Triton's protocols."""
+
+
+cli.add_command(_Run())
+
+
+@cli.command()
+@click.option("--plugins", "file", type=click.Path(path_type=Path), help="A plugins.toml to read.")
+def plugins(file: Path | None) -> int:
+    """List every plug-in: what it is, and what would make it available."""
+    header = ("name", "version", "kind", "enabled", "available", "to make it available")
+    rows = [
+        (
+            plugin.name,
+            plugin.version,
+            plugin.kind,
+            "yes" if plugin.enabled else "no",
+            "no" if plugin.remedy() else "yes",
+            plugin.remedy(),
+        )
+        for plugin in discover(file).all
+    ]
+    click.echo(log.table(header, rows))
+    return 0
+
+
+@cli.command()
+@click.argument("repository", type=click.Path(path_type=Path))
+@click.option("--plugins", "file", type=click.Path(path_type=Path), help="A plugins.toml to read.")
+def check(repository: Path, file: Path | None) -> int:
+    """Validate every model of REPOSITORY; exit with 1 if one is wrong.
+
+    Prints what is wrong, and the lines of configuration that would be filled in.
+    """
+    settings = ServerSettings(log_info=False, log_warning=False)
+    log.configure(settings)
+    return asyncio.run(_check(repository, Setup(settings, discover(file), {})))
+
+
+async def _check(repository: Path, setup: Setup) -> int:
+    wrong = 0
+    loader = setup.loader()
+    try:
+        async for verdict in check_repository(repository, loader):
+            wrong += bool(verdict.problem)
+            click.echo(f"{verdict.model}: {verdict.problem or 'ok'}")
+            for line in verdict.added:
+                click.echo(f"    + {line}")
+    finally:
+        await loader.close()
+    return 1 if wrong else 0
+
+
+def main() -> None:
+    """The entry point of the `microkernel` command."""
+    sys.exit(_outcome(lambda: cli.main(prog_name="microkernel", standalone_mode=False)))
+
+
+def _outcome(command: Callable[[], Any]) -> int:
+    """Run a command; its exit code, 1 for everything that was wrong with how it was called."""
+    try:
+        return int(command() or 0)
+    except click.ClickException as error:
+        error.show()
+    except MicrokernelError as error:
+        click.echo(f"error: {error}", err=True)
+    except click.Abort:
+        click.echo("aborted", err=True)
+    return 1

@@ -1,0 +1,222 @@
+"""Whether a request fits a model's configuration; what it looks like to the backend if it does."""
+
+import itertools
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from microkernel.config.model import ModelConfig, ModelInput
+from microkernel.errors import InvalidArgument
+from microkernel.models.reshape import Reshaper, reshapers
+from microkernel.request import InferRequest
+from microkernel.tensor import BY_CONFIG_NAME, BYTES, DataType, Shape, Tensor, element_count
+
+_NOTE = (
+    "NOTE: Setting a non-zero max_batch_size in the model config requires a batch dimension to be "
+    "prepended to each input shape. If you want to specify the full shape including the batch dim "
+    "in your input dims config, try setting max_batch_size to zero. See the model configuration "
+    "docs for more info on max_batch_size."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """A request ready to run: its inputs in configuration order and in the backend's shapes, its
+    batch size, and the key that requests must share to run together."""
+
+    request: InferRequest
+    size: int
+    key: Hashable
+
+
+@dataclass(frozen=True, slots=True)
+class _Input:
+    name: str
+    datatype: DataType
+    dims: Shape
+    optional: bool
+    varies: bool
+    reshaper: Reshaper | None
+
+
+class RequestChecker:
+    """Checks requests against one complete configuration. Messages are Triton's."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        self._model = config.name
+        self._largest = config.max_batch_size
+        batch_dims = (-1,) if config.max_batch_size > 0 else ()
+        reshape = reshapers(config.input, batches=config.max_batch_size > 0)
+        self._inputs = [_input(entry, batch_dims, reshape) for entry in config.input]
+        self._by_name: Mapping[str, _Input] = {entry.name: entry for entry in self._inputs}
+        self._order = {entry.name: i for i, entry in enumerate(self._inputs)}
+        self._required = sum(not entry.optional for entry in self._inputs)
+        self._outputs = frozenset(output.name for output in config.output)
+        self._plain = not any(entry.reshaper for entry in self._inputs)
+
+    def check(self, request: InferRequest) -> Checked:
+        """The request made ready. Raises InvalidArgument, in the order of Triton's checks."""
+        for name in request.outputs:
+            if name not in self._outputs:
+                raise InvalidArgument(
+                    f"unexpected inference output '{name}' for model '{self._model}'"
+                )
+        tag = request.tag()
+        self._check_names(request.inputs, tag)
+        size = self._batch_size(request.inputs, tag)
+        for tensor in request.inputs:
+            self._check_tensor(tensor, self._by_name[tensor.name], tag)
+        inputs = self._ordered(request.inputs)
+        if not self._plain:
+            inputs = tuple(self._reshaped(tensor) for tensor in inputs)
+        if inputs is not request.inputs:
+            request = replace(request, inputs=inputs)
+        return Checked(request, size, self._key(inputs))
+
+    def _check_names(self, inputs: Sequence[Tensor], tag: str) -> None:
+        if not self._required <= len(inputs) <= len(self._inputs):
+            raise InvalidArgument(tag + self._wrong_count(inputs))
+        seen: set[str] = set()
+        for tensor in inputs:
+            if tensor.name not in self._by_name:
+                raise InvalidArgument(
+                    f"unexpected inference input '{tensor.name}' for model '{self._model}'"
+                )
+            if tensor.name in seen:
+                raise InvalidArgument(f"{tag}input '{tensor.name}' already exists in request")
+            seen.add(tensor.name)
+        if self._required < len(self._inputs) and any(
+            not entry.optional and entry.name not in seen for entry in self._inputs
+        ):
+            raise InvalidArgument(tag + self._wrong_count(inputs))
+
+    def _wrong_count(self, inputs: Sequence[Tensor]) -> str:
+        got, most = len(inputs), len(self._inputs)
+        given = [tensor.name for tensor in inputs]
+        missing = [e.name for e in self._inputs if not e.optional and e.name not in given]
+        expected = (
+            f"expected {most} inputs but got {got}"
+            if self._required == most
+            else f"expected number of inputs between {self._required} and {most} but got {got}"
+        )
+        return (
+            f"{expected} inputs for model '{self._model}'. Got input(s) {_quoted(given)}, but "
+            f"missing required input(s) {_quoted(missing)}. Please provide all required input(s)."
+        )
+
+    def _batch_size(self, inputs: Sequence[Tensor], tag: str) -> int:
+        if self._largest <= 0 or not inputs:
+            return 1
+        for tensor in inputs:
+            if not tensor.shape:
+                raise InvalidArgument(
+                    f"{tag}input '{tensor.name}' has no shape but model requires batch dimension "
+                    f"for '{self._model}'"
+                )
+            if tensor.shape[0] != inputs[0].shape[0]:
+                raise InvalidArgument(
+                    f"{tag}input '{tensor.name}' batch size does not match other inputs for "
+                    f"'{self._model}'"
+                )
+        size = inputs[0].shape[0]
+        if size > self._largest:
+            raise InvalidArgument(
+                f"{tag}inference request batch-size must be <= {self._largest} for '{self._model}'"
+            )
+        return max(size, 1)
+
+    def _check_tensor(self, tensor: Tensor, entry: _Input, tag: str) -> None:
+        if tensor.datatype is not entry.datatype:
+            raise InvalidArgument(
+                f"{tag}inference input '{tensor.name}' data-type is '{tensor.datatype.name}', but "
+                f"model '{self._model}' expects '{entry.datatype.name}'"
+            )
+        if not _fits(tensor.shape, entry.dims):
+            note = _NOTE if self._largest > 0 else ""
+            raise InvalidArgument(
+                f"{tag}unexpected shape for input '{tensor.name}' for model '{self._model}'. "
+                f"Expected {_dims(entry.dims)}, got {_dims(tensor.shape)}. {note}"
+            )
+        if tensor.datatype is BYTES:
+            self._check_elements(tensor, tag)
+            return
+        expected = element_count(tensor.shape) * entry.datatype.size
+        if expected != len(tensor.data):
+            raise InvalidArgument(
+                f"{tag}input byte size mismatch for input '{tensor.name}' for model "
+                f"'{self._model}'. Expected {expected}, got {len(tensor.data)}"
+            )
+
+    def _check_elements(self, tensor: Tensor, tag: str) -> None:
+        expected, count, position = element_count(tensor.shape), 0, 0
+        data = memoryview(tensor.data)
+        end = len(data)
+        while position < end:
+            if end - position < 4:
+                raise InvalidArgument(
+                    f"{tag}incomplete string length indicator for inference input "
+                    f"'{tensor.name}' for model '{self._model}', expecting 4 bytes but only "
+                    f"{end - position} bytes available"
+                )
+            length = int.from_bytes(data[position : position + 4], "little")
+            position += 4 + length
+            count += 1
+            if position > end:
+                raise InvalidArgument(
+                    f"incomplete string data for inference input '{tensor.name}', expecting string "
+                    f"of length {length} but only {end - position + length} bytes available"
+                )
+        if count < expected:
+            raise InvalidArgument(
+                f"{tag}expected {expected} string elements for inference input '{tensor.name}' "
+                f"for model '{self._model}', got {count}"
+            )
+        if count > expected:
+            raise InvalidArgument(
+                f"{tag}unexpected number of string elements {count} for inference input "
+                f"'{tensor.name}' for model '{self._model}', expecting {expected}"
+            )
+
+    def _ordered(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        order = [self._order[tensor.name] for tensor in inputs]
+        if all(a < b for a, b in itertools.pairwise(order)):
+            return inputs
+        return tuple(sorted(inputs, key=lambda tensor: self._order[tensor.name]))
+
+    def _reshaped(self, tensor: Tensor) -> Tensor:
+        reshaper = self._by_name[tensor.name].reshaper
+        if reshaper is None:
+            return tensor
+        return replace(tensor, shape=reshaper.inward(tensor.shape))
+
+    def _key(self, inputs: Sequence[Tensor]) -> Hashable:
+        """Variable inputs must agree in shape, and optional inputs in presence."""
+        skip = 1 if self._largest > 0 else 0
+        shapes = tuple(t.shape[skip:] for t in inputs if self._by_name[t.name].varies)
+        if self._required == len(self._inputs):
+            return shapes
+        return (tuple(t.name for t in inputs), shapes)
+
+
+def _input(entry: ModelInput, batch_dims: Shape, reshape: Mapping[str, Reshaper]) -> _Input:
+    return _Input(
+        entry.name,
+        BY_CONFIG_NAME[entry.data_type],
+        (*batch_dims, *entry.dims),
+        entry.optional,
+        -1 in entry.dims,
+        reshape.get(entry.name),
+    )
+
+
+def _fits(shape: Shape, dims: Shape) -> bool:
+    return len(shape) == len(dims) and all(
+        expected in (-1, size) for size, expected in zip(shape, dims, strict=True)
+    )
+
+
+def _dims(dims: Sequence[int]) -> str:
+    return "[" + ",".join(map(str, dims)) + "]"
+
+
+def _quoted(names: Sequence[str]) -> str:
+    return "[" + ",".join(f"'{name}'" for name in names) + "]"

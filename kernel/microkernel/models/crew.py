@@ -1,0 +1,202 @@
+"""The workers of one model version, and which of their instances are free.
+
+A worker that dies is started again, after a delay that grows while it keeps dying; the model serves
+on with the instances that are left.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+import structlog
+
+from microkernel.backend import Placement
+from microkernel.config.model import ModelConfig
+from microkernel.errors import MicrokernelError, Unavailable
+from microkernel.request import InferRequest
+from microkernel.workers.contract import Result, Worker, WorkerInstance
+
+log = structlog.get_logger()
+
+FIRST_DELAY = 0.1
+LONGEST_DELAY = 30.0
+SETTLED = 60.0
+"""Seconds a worker must live for its next death to count as the first."""
+
+Launch: TypeAlias = Callable[[], Awaitable[Worker]]
+
+
+@dataclass(slots=True, eq=False)
+class _Seat:
+    """A place for one worker and the instances that belong there."""
+
+    placements: Sequence[Placement]
+    worker: Worker | None = None
+    instances: Sequence[WorkerInstance] = ()
+    busy: set[WorkerInstance] = field(default_factory=set)
+    delay: float = FIRST_DELAY
+    since: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class CrewEvents:
+    """What a crew tells its maker: an instance may be free (`freed`), and no instance is left and
+    the attempt to bring one back failed (`given_up`)."""
+
+    freed: Callable[[], None]
+    given_up: Callable[[MicrokernelError], None]
+
+
+class Crew:
+    """Runs batches on whatever instance is free.
+
+    `limit` is the longest an execution may take in seconds before its worker is ended, 0 for ever.
+    """
+
+    def __init__(
+        self,
+        launch: Launch,
+        config: ModelConfig,
+        seats: Sequence[Sequence[Placement]],
+        events: CrewEvents,
+        *,
+        limit: float = 0.0,
+    ) -> None:
+        self._launch = launch
+        self._config = config
+        self._seats = [_Seat(placements) for placements in seats]
+        self._events = events
+        self._limit = limit
+        self._loop = asyncio.get_running_loop()
+        self._free: list[tuple[_Seat, WorkerInstance]] = []
+        self._restarts: set[asyncio.Task[None]] = set()
+        self._stopping = False
+        self._drained = asyncio.Event()
+        self._log = log.bind(model=config.name)
+
+    async def start(self, first: Worker | None) -> None:
+        """Start every worker; `first` is one that runs already. Raises when one cannot start; the
+        others are stopped then."""
+        workers = [first, *([None] * (len(self._seats) - 1))]
+        results = await asyncio.gather(
+            *(self._fill(seat, worker) for seat, worker in zip(self._seats, workers, strict=True)),
+            return_exceptions=True,
+        )
+        for result in results:
+            if isinstance(result, BaseException):
+                await self.stop()
+                raise result
+
+    async def _fill(self, seat: _Seat, worker: Worker | None) -> None:
+        worker = worker or await self._launch()
+        try:
+            instances = await worker.start(self._config, seat.placements)
+        except BaseException:
+            await worker.stop()
+            raise
+        if self._stopping:
+            await worker.stop()
+            return
+        worker.watch(lambda error: self._lost(seat, error))
+        seat.worker, seat.instances, seat.since = worker, instances, self._loop.time()
+        self._free += [(seat, instance) for instance in instances]
+        self._events.freed()
+
+    @property
+    def alive(self) -> int:
+        """How many instances are alive."""
+        return sum(len(seat.instances) for seat in self._seats)
+
+    def idle(self) -> bool:
+        """Whether an instance is free."""
+        return bool(self._free)
+
+    def execute(
+        self,
+        requests: Sequence[InferRequest],
+        sizes: Sequence[int],
+        done: Callable[[Result], None],
+    ) -> None:
+        """Run a batch on a free instance; only while `idle()`."""
+        seat, instance = self._free.pop()
+        seat.busy.add(instance)
+        timer: asyncio.TimerHandle | None = None
+        if self._limit and seat.worker is not None:
+            reason = f"an execution took longer than {self._limit:g} seconds"
+            timer = self._loop.call_later(self._limit, seat.worker.kill, reason)
+
+        def finished(result: Result) -> None:
+            if timer is not None:
+                timer.cancel()
+            seat.busy.discard(instance)
+            if instance in seat.instances:
+                self._free.append((seat, instance))
+            done(result)
+            if self._stopping and not self._busy():
+                self._drained.set()
+
+        instance.execute(requests, sizes, finished)
+
+    def _busy(self) -> bool:
+        return any(seat.busy for seat in self._seats)
+
+    def _lost(self, seat: _Seat, error: MicrokernelError) -> None:
+        seat.worker, seat.instances = None, ()
+        self._free = [(s, i) for s, i in self._free if s is not seat]
+        if self._stopping:
+            return
+        if self._loop.time() - seat.since > SETTLED:
+            seat.delay = FIRST_DELAY
+        self._log.error("worker lost", reason=str(error), restart_seconds=seat.delay)
+        task = self._loop.create_task(self._restart(seat))
+        self._restarts.add(task)
+        task.add_done_callback(self._restarts.discard)
+
+    async def _restart(self, seat: _Seat) -> None:
+        while True:
+            delay, seat.delay = seat.delay, min(seat.delay * 2, LONGEST_DELAY)
+            await asyncio.sleep(delay)
+            try:
+                await self._fill(seat, None)
+            except MicrokernelError as error:
+                self._log.error("worker restart failed", reason=str(error), next=seat.delay)
+                if not self.alive:
+                    self._events.given_up(error)
+            else:
+                self._log.info("worker restarted")
+                return
+
+    def abandon(self, reason: str) -> None:
+        """End every worker at once; running batches are answered with that reason."""
+        for seat in self._seats:
+            if seat.worker is not None and seat.busy:
+                seat.worker.kill(reason)
+
+    async def stop(self) -> None:
+        """Let running batches finish, then stop every worker."""
+        self._stopping = True
+        for task in self._restarts:
+            task.cancel()
+        if self._busy():
+            await self._drained.wait()
+        workers = [seat.worker for seat in self._seats if seat.worker is not None]
+        await asyncio.gather(*self._restarts, return_exceptions=True)
+        await asyncio.gather(*(worker.stop() for worker in workers))
+        for seat in self._seats:
+            seat.worker, seat.instances = None, ()
+        self._free.clear()
+
+
+def seats(placements: Sequence[Placement], worker: str) -> list[list[Placement]]:
+    """Which instances share a worker: all, or each has its own where `worker` is `instance`."""
+    if worker == "instance":
+        return [[placement] for placement in placements]
+    return [list(placements)]
+
+
+def no_instance(model: str, version: int) -> Unavailable:
+    """The error of a model none of whose instances is alive."""
+    return Unavailable(
+        f"Request for unknown model: '{model}' version {version} is not at ready state"
+    )

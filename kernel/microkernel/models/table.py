@@ -1,0 +1,144 @@
+"""Which models there are, which versions of them serve, and why the others do not."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from enum import Enum
+
+from microkernel.errors import NotFound, Unavailable
+from microkernel.models.crew import no_instance
+from microkernel.models.version import ModelVersion
+from microkernel.port import ModelIndex
+from microkernel.request import LATEST
+
+UNLOADED = "unloaded"
+"""The reason of a version that was taken down on purpose."""
+
+
+class State(Enum):
+    """The state of a model version, as the repository index shows it."""
+
+    LOADING = "LOADING"
+    READY = "READY"
+    UNLOADING = "UNLOADING"
+    UNAVAILABLE = "UNAVAILABLE"
+
+
+@dataclass(slots=True)
+class _Entry:
+    """One version. `model` is there while it is READY or UNLOADING."""
+
+    state: State
+    reason: str = ""
+    model: ModelVersion | None = None
+
+
+@dataclass(slots=True)
+class _Model:
+    """One name. `reason` says why it has no versions at all."""
+
+    versions: dict[int, _Entry] = field(default_factory=dict)
+    reason: str = ""
+
+
+class ModelTable:
+    """Names and versions of models, and the loaded object behind each."""
+
+    def __init__(self) -> None:
+        self._models: dict[str, _Model] = {}
+
+    def refuse(self, name: str, reason: str) -> None:
+        """The model cannot be served at all; clients are told that it is not found."""
+        self._models[name] = _Model(reason=reason)
+
+    def loading(self, name: str, version: int) -> None:
+        """A version is being loaded."""
+        self._models.setdefault(name, _Model()).versions[version] = _Entry(State.LOADING)
+
+    def loaded(self, name: str, version: int, model: ModelVersion) -> None:
+        """A version serves from now on."""
+        self._models[name].versions[version] = _Entry(State.READY, model=model)
+
+    def unavailable(self, name: str, version: int, reason: str) -> None:
+        """A version does not serve, and why."""
+        self._models[name].versions[version] = _Entry(State.UNAVAILABLE, reason)
+
+    def unloading(self, name: str, version: int) -> None:
+        """A version takes no new requests; those it accepted go on."""
+        self._models[name].versions[version].state = State.UNLOADING
+
+    def find(self, name: str, version: int = LATEST) -> ModelVersion:
+        """The version that answers a request. Raises NotFound and Unavailable in Triton's words."""
+        model = self._models.get(name)
+        if model is None or not model.versions:
+            raise NotFound(f"Request for unknown model: '{name}' is not found")
+        if version == LATEST:
+            ready = [v for v, entry in model.versions.items() if entry.state is State.READY]
+            if not ready:
+                raise NotFound(f"Request for unknown model: '{name}' has no available versions")
+            version = max(ready)
+        entry = model.versions.get(version)
+        if entry is None:
+            raise NotFound(f"Request for unknown model: '{name}' version {version} is not found")
+        if entry.model is None or entry.state is not State.READY or not entry.model.ready:
+            raise no_instance(name, version)
+        return entry.model
+
+    def ready(self, name: str, version: int = LATEST) -> bool:
+        """Whether a version would answer."""
+        try:
+            self.find(name, version)
+        except (NotFound, Unavailable):
+            return False
+        return True
+
+    def ready_versions(self, name: str) -> list[int]:
+        """The versions of a model that would answer, in ascending order."""
+        model = self._models.get(name, _Model())
+        return [version for version in sorted(model.versions) if self.ready(name, version)]
+
+    def all_ready(self) -> bool:
+        """Strict readiness: every known version serves, or was unloaded on purpose."""
+        return all(
+            model.versions
+            and all(
+                self.ready(name, version)
+                if entry.state is State.READY
+                else entry.state is State.UNAVAILABLE and entry.reason == UNLOADED
+                for version, entry in model.versions.items()
+            )
+            for name, model in self._models.items()
+        )
+
+    def failures(self) -> list[str]:
+        """The models of which something could not be loaded."""
+        return [
+            name
+            for name, model in sorted(self._models.items())
+            if model.reason
+            or any(e.reason and e.reason != UNLOADED for e in model.versions.values())
+        ]
+
+    def index(self, *, ready: bool) -> list[ModelIndex]:
+        """Every version in name order, or only those that are ready."""
+        lines = [line for name in sorted(self._models) for line in self._lines(name)]
+        return [line for line in lines if not ready or line.state == State.READY.value]
+
+    def _lines(self, name: str) -> Iterator[ModelIndex]:
+        model = self._models[name]
+        if not model.versions:
+            yield ModelIndex(name, "", State.UNAVAILABLE.value, model.reason)
+        for version, entry in sorted(model.versions.items()):
+            state = entry.state
+            reason = entry.reason
+            if state is State.READY and not self.ready(name, version):
+                state, reason = State.UNAVAILABLE, "no instance is alive"
+            yield ModelIndex(name, str(version), state.value, reason)
+
+    def loaded_versions(self) -> list[ModelVersion]:
+        """Every version that is loaded, in name order."""
+        return [
+            entry.model
+            for _, model in sorted(self._models.items())
+            for _, entry in sorted(model.versions.items())
+            if entry.model is not None
+        ]

@@ -1,0 +1,188 @@
+"""Finding plug-ins, reading `plugins.toml`, and asking each plug-in what it brings.
+
+A plug-in is found in one way: an entry point of the group `microkernel.plugins`. What a third party
+brings and what is built in take the same road.
+"""
+
+import importlib.util
+import tomllib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from typing import Any
+
+import pluggy
+
+from microkernel import hookspecs
+from microkernel.backend import BackendType
+from microkernel.errors import InvalidArgument
+from microkernel.frontend import FrontendFactory
+from microkernel.hookspecs import ENTRY_POINT_GROUP, PROJECT, RegisterFrontend
+from microkernel.options import build
+
+DEFAULT_FILE = Path("plugins.toml")
+
+
+@dataclass(frozen=True, slots=True)
+class FrontendType:
+    """A front end that a plug-in offers."""
+
+    name: str
+    factory: FrontendFactory
+    requires: tuple[str, ...]
+    extra: str
+    last: bool
+
+
+@dataclass(slots=True)
+class Plugin:
+    """One plug-in and what it registered. `error` says why it could not be imported."""
+
+    name: str
+    distribution: str
+    version: str
+    enabled: bool = True
+    error: str = ""
+    settings_type: type[object] | None = None
+    backends: list[BackendType] = field(default_factory=list)
+    frontends: list[FrontendType] = field(default_factory=list)
+
+    @property
+    def kind(self) -> str:
+        """`backend`, `frontend`, both, or `none`."""
+        kinds = ["backend"] * bool(self.backends) + ["frontend"] * bool(self.frontends)
+        return ", ".join(kinds) or "none"
+
+    def missing(self) -> list[str]:
+        """The modules that the plug-in needs and that cannot be imported here."""
+        modules = {module for backend in self.backends for module in backend.requires}
+        modules |= {module for frontend in self.frontends for module in frontend.requires}
+        return sorted(m for m in modules if importlib.util.find_spec(m) is None)
+
+    def remedy(self) -> str:
+        """What would make the plug-in available: "" if it is."""
+        if self.error:
+            return self.error
+        if not (missing := self.missing()):
+            return ""
+        extras = sorted({b.extra for b in self.backends} | {f.extra for f in self.frontends})
+        package = f"{self.distribution}[{','.join(extras)}]" if extras else " ".join(missing)
+        return f"needs {', '.join(missing)}: pip install '{package}'"
+
+
+class Plugins:
+    """Every plug-in found, in the order of `plugins.toml` and then by name."""
+
+    def __init__(self, plugins: Sequence[Plugin], file: Path | None, tables: Mapping[str, Any]):
+        self.all = plugins
+        self._file = file
+        self._tables = tables
+
+    def usable(self) -> list[Plugin]:
+        """Those that are enabled and whose needs are met."""
+        return [p for p in self.all if p.enabled and not p.remedy()]
+
+    def values(self, plugin: Plugin) -> dict[str, Any]:
+        """The plug-in's settings as the file gives them."""
+        table = self._tables.get(plugin.name, {})
+        return {key: value for key, value in table.items() if key != "enabled"}
+
+    def settings(self, plugin: Plugin, flags: Mapping[str, Any]) -> Any:
+        """The plug-in's settings object: a flag beats the file, the file the default; None where
+        the plug-in declares none. Raises InvalidArgument naming file and key."""
+        source = f"{self._file}: [plugins.{plugin.name}]"
+        values = self.values(plugin)
+        if plugin.settings_type is None:
+            if values:
+                raise InvalidArgument(f"{source}: unknown key '{next(iter(values))}'; no keys here")
+            return None
+        build(plugin.settings_type, values, source)
+        return build(plugin.settings_type, {**values, **flags}, "command line")
+
+
+def discover(file: Path | None = None) -> Plugins:
+    """Find and ask every installed plug-in.
+
+    `file` is the operator's `plugins.toml`; without one the working directory's is read if it
+    exists. Raises InvalidArgument for a file that is missing or wrong, and for a table that names
+    no installed plug-in.
+    """
+    if file is None and DEFAULT_FILE.exists():
+        file = DEFAULT_FILE
+    tables = {} if file is None else _read(file)
+    found = {point.name: point for point in entry_points(group=ENTRY_POINT_GROUP)}
+    for name in tables:
+        if name not in found:
+            names = ", ".join(sorted(found))
+            raise InvalidArgument(f"{file}: [plugins.{name}]: no such plug-in; there are {names}")
+    ordered = [*(n for n in tables), *(n for n in sorted(found) if n not in tables)]
+    plugins = [_ask(found[name], tables.get(name, {}).get("enabled", True)) for name in ordered]
+    return Plugins(plugins, file, tables)
+
+
+def _read(file: Path) -> dict[str, dict[str, Any]]:
+    try:
+        document = tomllib.loads(file.read_text())
+    except OSError as error:
+        raise InvalidArgument(f"{file}: cannot be read: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InvalidArgument(f"{file}: {error}") from None
+    tables = document.pop("plugins", {})
+    if document:
+        raise InvalidArgument(
+            f"{file}: unknown key '{next(iter(document))}'; only 'plugins' is known"
+        )
+    for name, entry in tables.items() if isinstance(tables, dict) else [("", None)]:
+        if not isinstance(entry, dict):
+            raise InvalidArgument(f"{file}: 'plugins.{name}' must be a table")
+        if not isinstance(entry.get("enabled", True), bool):
+            raise InvalidArgument(f"{file}: [plugins.{name}]: 'enabled' must be true or false")
+    return dict(tables)
+
+
+class _FrontendRegister(RegisterFrontend):
+    def __init__(self, plugin: Plugin) -> None:
+        self._plugin = plugin
+
+    def __call__(
+        self,
+        name: str,
+        factory: FrontendFactory,
+        *,
+        requires: tuple[str, ...] = (),
+        extra: str = "",
+        last: bool = False,
+    ) -> None:
+        self._plugin.frontends.append(FrontendType(name, factory, requires, extra, last))
+
+
+def _ask(point: EntryPoint, enabled: bool) -> Plugin:
+    """Import a plug-in's first module and call its hooks."""
+    distribution = point.dist
+    plugin = Plugin(
+        point.name,
+        distribution.name if distribution else "",
+        distribution.version if distribution else "",
+        enabled,
+    )
+    manager = pluggy.PluginManager(PROJECT)
+    manager.add_hookspecs(hookspecs)
+    try:
+        manager.register(point.load(), name=point.name)
+        manager.check_pending()
+        hook: Any = manager.hook
+        hook.register_options(register=_keeper(plugin))
+        hook.register_backends(register=plugin.backends.append)
+        hook.register_frontends(register=_FrontendRegister(plugin))
+    except Exception as error:  # noqa: BLE001 - a stranger's module; one plug-in must not stop all
+        plugin.error = f"cannot be used: {type(error).__name__}: {error}"
+        plugin.backends, plugin.frontends = [], []
+    return plugin
+
+
+def _keeper(plugin: Plugin) -> Callable[[type[object]], None]:
+    def keep(settings: type[object]) -> None:
+        plugin.settings_type = settings
+
+    return keep

@@ -1,0 +1,122 @@
+"""When to form a batch, and of what: pure decisions from the head of a queue and a time.
+
+A batch is formed only when an instance is free to run it. That gives the same batches as Triton's
+preparing ahead: a batch that waits for an instance keeps growing there, too.
+"""
+
+from collections.abc import Hashable, Iterable
+from dataclasses import dataclass
+from typing import Protocol, TypeAlias
+
+from microkernel.config.model import ModelConfig
+
+
+class Waiting(Protocol):
+    """What a decision needs to know of a request."""
+
+    @property
+    def size(self) -> int: ...
+    @property
+    def key(self) -> Hashable: ...
+    @property
+    def arrived(self) -> float: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Dispatch:
+    """Run the first `count` requests of the queue now."""
+
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """Ask again at the time `until`, or when another request arrives."""
+
+    until: float
+
+
+Decision: TypeAlias = Dispatch | Wait
+
+
+class Policy(Protocol):
+    """How the head of a queue becomes a batch."""
+
+    def decide(self, queue: Iterable[Waiting], now: float) -> Decision:
+        """What to do with a queue that is not empty while an instance is free."""
+        ...
+
+
+class OneByOne:
+    """The default scheduler's policy: one request is one execution."""
+
+    def decide(self, queue: Iterable[Waiting], now: float) -> Decision:
+        """The oldest request, now."""
+        return Dispatch(1)
+
+
+@dataclass(frozen=True, slots=True)
+class Batching:
+    """The dynamic batcher's policy: a largest size, preferred sizes, and a delay in seconds."""
+
+    largest: int
+    preferred: frozenset[int]
+    delay: float
+
+    @classmethod
+    def of(cls, config: ModelConfig) -> "Batching":
+        """The policy of a normalised configuration that has `dynamic_batching`."""
+        assert config.dynamic_batching is not None
+        largest = max(config.max_batch_size, 1)
+        preferred = frozenset(config.dynamic_batching.preferred_batch_size) or {largest}
+        delay = config.dynamic_batching.max_queue_delay_microseconds / 1e6
+        return cls(largest, frozenset(preferred), delay)
+
+    def decide(self, queue: Iterable[Waiting], now: float) -> Decision:
+        """Scan from the head while requests may join, then choose by the table in Triton's words:
+        the largest prefix of a preferred size, what stands before a preferred size is overrun, all
+        of a batch that cannot grow, all when the oldest has waited long enough, else wait."""
+        scan = self._scan(queue)
+        expired = self.delay > 0 and now >= scan.oldest + self.delay
+        if expired:
+            return Dispatch(scan.count)
+        if scan.preferred:
+            return Dispatch(scan.preferred)
+        if scan.before_overrun:
+            return Dispatch(scan.before_overrun)
+        if self.delay == 0 or scan.closed or scan.total >= max(self.preferred):
+            return Dispatch(scan.count)
+        return Wait(scan.oldest + self.delay)
+
+    def _scan(self, queue: Iterable[Waiting]) -> "_Scan":
+        scan = _Scan()
+        top = max(self.preferred)
+        for request in queue:
+            if scan.count == 0:
+                scan.key, scan.oldest = request.key, request.arrived
+            elif request.key != scan.key or scan.total + request.size > self.largest:
+                scan.closed = True
+                return scan
+            elif scan.total < top < scan.total + request.size and not scan.before_overrun:
+                scan.before_overrun = scan.count
+            scan.oldest = min(scan.oldest, request.arrived)
+            scan.count += 1
+            scan.total += request.size
+            if scan.total in self.preferred:
+                scan.preferred = scan.count
+        return scan
+
+
+@dataclass(slots=True)
+class _Scan:
+    """What a look along the queue found: how many requests and items may run together, the longest
+    prefix of a preferred size, the prefix before one that overran the largest preferred size, and
+    whether the batch is closed by a request that may not join."""
+
+    count: int = 0
+    total: int = 0
+    preferred: int = 0
+    before_overrun: int = 0
+    closed: bool = False
+    oldest: float = 0.0
+    key: Hashable = None

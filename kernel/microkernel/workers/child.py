@@ -1,0 +1,225 @@
+"""The worker's side: a process that hosts one model, each instance on a thread of its own.
+
+Imports the standard library, numpy and the kernel's plain nouns only. A single instance lives on
+the main thread, which some Python models need. The process ends when its instances' sockets are
+closed, and at once when the control channel is, which means that the server is gone.
+"""
+
+import json
+import logging
+import os
+import socket
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from microkernel.backend import Backend, Instance, Model, Placement
+from microkernel.config.codec import config_from_json, config_to_json
+from microkernel.request import Outcome
+from microkernel.workers import wire
+from microkernel.workers.arena import Block
+from microkernel.workers.channel import BlockingChannel
+from microkernel.workers.hosting import make_backend, settings_from_json
+from microkernel.workers.runner import as_error, run
+from microkernel.workers.wire import Kind, Schema, Times
+
+log = logging.getLogger("microkernel.worker")
+
+
+class _ControlHandler(logging.Handler):
+    """Log records become messages to the server, which owns the log."""
+
+    def __init__(self, control: BlockingChannel) -> None:
+        super().__init__()
+        self._control = control
+
+    def emit(self, record: logging.LogRecord) -> None:
+        document = {
+            "level": record.levelname.lower(),
+            "event": record.getMessage(),
+            "logger": record.name,
+            "file": record.filename,
+            "line": record.lineno,
+        }
+        if record.exc_info:
+            document["exception"] = logging.Formatter().formatException(record.exc_info)
+        try:
+            self._control.send(wire.control_message(Kind.LOG, document))
+        except OSError:
+            os._exit(1)  # the server is gone
+
+
+class _InstanceLoop:
+    """Serves one instance's socket until the server closes it."""
+
+    def __init__(self, sock: socket.socket, schema: Schema, model: tuple[str, int]) -> None:
+        self._channel = BlockingChannel(sock)
+        self._schema = schema
+        self._model = model
+        self._blocks: dict[int, Block] = {}
+
+    def serve(self, instance: Instance) -> None:
+        """Execute batches until the end of the channel."""
+        while (message := self._next()) is not None:
+            outcomes, times = self._execute(instance, message)
+            self._answer(outcomes, times, wire.read_blocks(message)[1])
+
+    def _next(self) -> bytes | None:
+        """The next EXECUTE message or answer to NEED; blocks are mapped and unmapped on the way."""
+        while (message := self._channel.receive()) is not None:
+            kind, body = message
+            if kind is Kind.EXECUTE:
+                return body
+            self._housekeep(kind, body)
+        return None
+
+    def _housekeep(self, kind: Kind, body: bytes) -> int:
+        if kind is Kind.MAP:
+            number, size = wire.read_map(body)
+            self._blocks[number] = Block(number, self._channel.take_descriptor(), size)
+            return number
+        self._blocks.pop(wire.read_unmap(body)).close()
+        return 0
+
+    def _execute(self, instance: Instance, body: bytes) -> tuple[Sequence[Outcome], Times]:
+        inputs = self._blocks[wire.read_blocks(body)[0]]
+        batch = wire.read_execute(body, self._schema, inputs.view, self._model)
+        times = Times(input_end=time.monotonic_ns())
+        outcomes = run(instance, batch, self._schema)
+        times.output_start = time.monotonic_ns()
+        return outcomes, times
+
+    def _answer(self, outcomes: Sequence[Outcome], times: Times, output_block: int) -> None:
+        offsets, total = wire.place(outcomes)
+        if total:
+            wire.write(outcomes, offsets, self._room(output_block, total).view)
+        times.end = time.monotonic_ns()
+        self._channel.send(wire.result_message(outcomes, offsets, self._schema, times))
+
+    def _room(self, number: int, total: int) -> Block:
+        """The output block given, or a larger one asked for in its place."""
+        block = self._blocks.get(number)
+        if block is not None and block.size >= total:
+            return block
+        self._channel.send(wire.need_message(total))
+        while True:
+            message = self._channel.receive()
+            if message is None:
+                os._exit(1)  # the server is gone
+            kind, body = message
+            if kind is Kind.NEED:  # the answer: the number of the block to use
+                return self._blocks[wire.read_need(body)]
+            self._housekeep(kind, body)
+
+
+class _Child:
+    """Completes a configuration, loads the model, makes the instances and waits for the end."""
+
+    def __init__(self, control: BlockingChannel) -> None:
+        self._control = control
+        self._backend: Backend | None = None
+
+    def obey(self, kind: Kind, order: Any) -> bool:
+        """Do what a message asks for; whether that was all there was to do."""
+        if self._backend is None:
+            settings = settings_from_json(order["settings"])
+            self._backend = make_backend(order["factory"], settings)
+        config, files = config_from_json(order["config"]), Path(order["files"])
+        if kind is Kind.COMPLETE:
+            completed = self._backend.complete(config, files)
+            self._control.send(wire.control_message(Kind.DONE, config_to_json(completed)))
+            return False
+        self._start(self._backend.load(config, files), Schema.of(config), order)
+        return True
+
+    def _start(self, model: Model, schema: Schema, order: Any) -> None:
+        """Make the instances; returns when all are closed."""
+        identity = (order["model"], order["version"])
+        placements = [Placement(**p) for p in order["placements"]]
+        sockets = [socket.socket(fileno=self._control.take_descriptor()) for _ in placements]
+        loops = [_InstanceLoop(sock, schema, identity) for sock in sockets]
+        made = _Made(len(placements), self._control)
+        threading.Thread(target=self._watch, name="control", daemon=True).start()
+        pairs = list(zip(loops, placements, strict=True))
+        threads = [
+            threading.Thread(target=_serve, args=(*pair, model, made), name=pair[1].name)
+            for pair in pairs[1:]
+        ]
+        for thread in threads:
+            thread.start()
+        _serve(*pairs[0], model, made)
+        for thread in threads:
+            thread.join()
+        model.unload()
+
+    def _watch(self) -> None:
+        """The control channel carries nothing more to the worker but its end."""
+        try:
+            while self._control.receive() is not None:
+                pass
+        except OSError:
+            pass
+        os._exit(1)
+
+
+class _Made:
+    """Counts the instances made, and tells the server when all are, or each failure."""
+
+    def __init__(self, expected: int, control: BlockingChannel) -> None:
+        self._left = expected
+        self._control = control
+        self._lock = threading.Lock()
+
+    def one(self) -> None:
+        with self._lock:
+            self._left -= 1
+            if self._left == 0:
+                self._control.send(wire.control_message(Kind.DONE, None))
+
+    def failed(self, error: BaseException) -> None:
+        with self._lock:
+            self._left = -1  # DONE is never sent
+            _send_failure(self._control, error)
+
+
+def _serve(loop: _InstanceLoop, placement: Placement, model: Model, made: _Made) -> None:
+    try:
+        instance = model.instance(placement)
+    except (Exception, SystemExit) as error:
+        log.debug("instance failed", exc_info=True)
+        made.failed(error)
+        return
+    made.one()
+    try:
+        loop.serve(instance)
+    except OSError:
+        os._exit(1)  # the server is gone
+    try:
+        instance.close()
+    except Exception:
+        log.exception("closing instance %s failed", placement.name)
+
+
+def _send_failure(control: BlockingChannel, error: BaseException) -> None:
+    ours = as_error(error)
+    control.send(wire.control_message(Kind.FAILED, [ours.code, str(ours)]))
+
+
+def main(sock: socket.socket) -> None:
+    """Host a model by the orders that come over `sock`; returns when there is nothing to host."""
+    control = BlockingChannel(sock)
+    root = logging.getLogger()
+    root.handlers[:] = [_ControlHandler(control)]
+    child = _Child(control)
+    while (message := control.receive()) is not None:
+        kind, body = message
+        order = json.loads(body)
+        root.setLevel(logging.DEBUG if order["verbose"] else logging.INFO)
+        try:
+            if child.obey(kind, order):
+                return
+        except (Exception, SystemExit) as error:
+            log.debug("order failed", exc_info=True)
+            _send_failure(control, error)

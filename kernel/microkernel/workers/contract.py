@@ -1,0 +1,80 @@
+"""What a worker is to the rest of the kernel, and what it is told to host."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, TypeAlias
+
+from microkernel.backend import BackendType, Placement
+from microkernel.config.model import ModelConfig
+from microkernel.errors import MicrokernelError
+from microkernel.request import InferRequest
+from microkernel.workers.wire import Answer, Times
+
+
+@dataclass(frozen=True, slots=True)
+class Hosted:
+    """A model version to host: its backend and that plug-in's settings (None where it declares
+    none), its name, version and directory."""
+
+    backend: BackendType
+    settings: Any
+    model: str
+    version: int
+    files: Path
+
+
+@dataclass(slots=True)
+class Result:
+    """What became of a batch: when its gathering began (ns, monotonic), when the worker was done
+    with each part, and an answer or an error per request, in order."""
+
+    start: int
+    times: Times
+    answers: Sequence[Answer | MicrokernelError]
+
+
+Done: TypeAlias = Callable[[Result], None]
+Lost: TypeAlias = Callable[[MicrokernelError], None]
+
+
+class WorkerInstance(Protocol):
+    """One instance in a worker, on the server's side. Busy from `execute` until it calls `done`."""
+
+    @property
+    def name(self) -> str:
+        """The instance's name."""
+        ...
+
+    def execute(self, requests: Sequence[InferRequest], sizes: Sequence[int], done: Done) -> None:
+        """Run a batch whose requests have the same inputs, in configuration order. `done` is called
+        once, on the loop, whatever happens to the worker."""
+        ...
+
+
+class Worker(Protocol):
+    """Where instances of one model version live."""
+
+    async def complete(self, config: ModelConfig) -> ModelConfig:
+        """Let the backend fill in what the model's files tell. Raises what the backend raised, and
+        Unavailable when the worker died of it."""
+        ...
+
+    async def start(
+        self, config: ModelConfig, placements: Sequence[Placement]
+    ) -> Sequence[WorkerInstance]:
+        """Load the model and make its instances. Raises as `complete` does."""
+        ...
+
+    def watch(self, lost: Lost) -> None:
+        """Have `lost(error)` called if the worker dies by itself; every running batch is answered
+        with that error right after it."""
+        ...
+
+    def kill(self, reason: str) -> None:
+        """End the worker at once, as if it had died of `reason`; a thread cannot be ended."""
+        ...
+
+    async def stop(self) -> None:
+        """Close the instances, unload the model and end the worker; idle instances only."""
+        ...

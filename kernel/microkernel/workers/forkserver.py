@@ -1,0 +1,139 @@
+"""A process that has imported a framework and forks workers from itself, so that each starts in
+milliseconds and shares the framework's memory with the others.
+
+It must never compute: a child forked after a framework has started its thread pools would hang. It
+ends when the server's end of its socket does; a child ends with the fork server (Linux) and with
+the server, whose control channel it watches.
+"""
+
+import ctypes
+import importlib
+import os
+import select
+import signal
+import socket
+import sys
+import traceback
+import warnings
+
+from microkernel.workers import wire
+from microkernel.workers.channel import BlockingChannel
+from microkernel.workers.wire import Kind
+
+_PR_SET_PDEATHSIG = 1
+
+
+def die_with_parent(parent: int) -> None:
+    """Ask the system to end this process when its parent ends; Linux only."""
+    if sys.platform != "linux":
+        return
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)  # it ended before we asked
+
+
+class ForkServer:
+    """Answers each FORK message, which brings a control socket, with the pid of a new worker, and
+    reports each worker's end."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._socket = sock
+        self._channel = BlockingChannel(sock)
+        self._wake, self._woken = socket.socketpair()
+        self._woken.setblocking(False)
+        self._wake.setblocking(False)
+
+    def serve(self) -> None:
+        """Fork until the server is gone."""
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        signal.set_wakeup_fd(self._woken.fileno(), warn_on_full_buffer=False)
+        self._channel.send(wire.control_message(Kind.DONE, os.getpid()))
+        while True:
+            readable, _, _ = select.select([self._socket, self._wake], [], [])
+            if self._wake in readable:
+                self._wake.recv(4096)
+            self._reap()
+            if self._socket in readable and not self._answer():
+                return
+
+    def _answer(self) -> bool:
+        """Fork for every order that has come; False when the server is gone."""
+        while self._channel.receive() is not None:
+            self._fork(self._channel.take_descriptor())
+            if not self._channel.buffered:
+                return True
+        return False
+
+    def _fork(self, descriptor: int) -> None:
+        parent = os.getpid()
+        with warnings.catch_warnings():
+            # numpy's linear algebra keeps threads that know how to survive a fork.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            pid = os.fork()
+        if pid == 0:
+            self._child(parent, descriptor)
+        os.close(descriptor)
+        self._channel.send(wire.control_message(Kind.FORK, pid))
+
+    def _reap(self) -> None:
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                return
+            code = os.waitstatus_to_exitcode(status)
+            self._channel.send(wire.control_message(Kind.EXITED, [pid, code]))
+
+    def _child(self, parent: int, descriptor: int) -> None:
+        """What the forked process does; never returns."""
+        code = 1
+        try:
+            die_with_parent(parent)
+            signal.set_wakeup_fd(-1)
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            for end in (self._socket, self._wake, self._woken):
+                end.close()
+            _first_to_go()
+            _reseed()
+            from microkernel.workers.child import main  # noqa: PLC0415 - after the fork
+
+            main(socket.socket(fileno=descriptor))
+            code = 0
+        except BaseException:  # noqa: BLE001 - the process ends here, whatever it was
+            traceback.print_exc()
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+
+
+def _first_to_go() -> None:
+    """When memory runs out, a worker goes before the server does."""
+    try:
+        with open("/proc/self/oom_score_adj", "w") as file:  # noqa: PTH123 - a kernel interface
+            file.write("500")
+    except OSError:
+        pass
+
+
+def _reseed() -> None:
+    """Forked workers must not draw the same random numbers; Python reseeds its own by itself."""
+    if (numpy := sys.modules.get("numpy")) is not None:
+        numpy.random.seed()
+
+
+def main() -> None:
+    """`python -m microkernel.workers.forkserver DESCRIPTOR PARENT MODULE...`"""
+    descriptor, parent, *modules = sys.argv[1:]
+    die_with_parent(int(parent))
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)  # only the server ends its workers
+    for module in modules:
+        importlib.import_module(module)
+    ForkServer(socket.socket(fileno=int(descriptor))).serve()
+
+
+if __name__ == "__main__":
+    main()

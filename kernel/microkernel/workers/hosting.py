@@ -1,0 +1,36 @@
+"""A backend in a worker: from the name of its factory to loaded models and instances."""
+
+import importlib
+from typing import Any
+
+from microkernel.backend import Backend
+
+
+def make_backend(factory: str, settings: Any) -> Backend:
+    """Import `"module:callable"` and call it with the settings, or with nothing for None."""
+    make = resolve(factory)
+    backend: Backend = make() if settings is None else make(settings)
+    return backend
+
+
+def resolve(name: str) -> Any:
+    """The object that `"module:name"` names."""
+    module, _, attribute = name.partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def settings_to_json(settings: Any) -> Any:
+    """A settings object as plain data: its class by name, and its values."""
+    if settings is None:
+        return None
+    kind = type(settings)
+    values = {name: getattr(settings, name) for name in kind.__dataclass_fields__}
+    return {"type": f"{kind.__module__}:{kind.__qualname__}", "values": values}
+
+
+def settings_from_json(document: Any) -> Any:
+    """The settings object that `settings_to_json` described."""
+    if document is None:
+        return None
+    values = {k: tuple(v) if isinstance(v, list) else v for k, v in document["values"].items()}
+    return resolve(document["type"])(**values)

@@ -1,0 +1,65 @@
+"""Calling a stranger's code: one batch through an instance, whatever it raises or returns.
+
+The same code runs in a child process and in a thread of the server.
+"""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+
+from microkernel.backend import Instance
+from microkernel.batch import Batch
+from microkernel.errors import Internal, MicrokernelError
+from microkernel.request import InferRequest, Outcome
+from microkernel.tensor import Tensor, element_count
+from microkernel.workers.wire import Schema
+
+log = logging.getLogger("microkernel.worker")
+
+
+def run(instance: Instance, batch: Batch, schema: Schema) -> list[Outcome]:
+    """One outcome per request of the batch, in order; never raises for what the backend does.
+
+    A response keeps the outputs that its request asked for and the configuration knows.
+    """
+    try:
+        outcomes = instance.execute(batch)
+    except MicrokernelError as error:
+        return [error] * len(batch)
+    except (Exception, SystemExit) as error:
+        log.exception("backend failed")
+        return [as_error(error)] * len(batch)
+    if len(outcomes) != len(batch):
+        text = f"the backend gave {len(outcomes)} outcomes for a batch of {len(batch)} requests"
+        return [Internal(text)] * len(batch)
+    pairs = zip(batch.requests, outcomes, strict=True)
+    return [_checked(request, outcome, schema) for request, outcome in pairs]
+
+
+def as_error(error: BaseException) -> MicrokernelError:
+    """Any exception as one of ours: what is not ours becomes Internal with its type and text."""
+    if isinstance(error, MicrokernelError):
+        return error
+    return Internal(f"{type(error).__name__}: {error}")
+
+
+def _checked(request: InferRequest, outcome: Outcome, schema: Schema) -> Outcome:
+    if isinstance(outcome, MicrokernelError):
+        return outcome
+    wanted: Sequence[str] = request.outputs or schema.outputs
+    kept = tuple(tensor for tensor in outcome.outputs if tensor.name in wanted)
+    for tensor in kept:
+        if fault := _fault(tensor):
+            return Internal(fault)
+    return outcome if len(kept) == len(outcome.outputs) else replace(outcome, outputs=kept)
+
+
+def _fault(tensor: Tensor) -> str:
+    size = tensor.datatype.size
+    expected = element_count(tensor.shape) * size
+    if size and len(tensor.data) != expected:
+        return (
+            f"output '{tensor.name}' of shape {list(tensor.shape)} should hold {expected} bytes, "
+            f"the backend gave {len(tensor.data)}"
+        )
+    return ""

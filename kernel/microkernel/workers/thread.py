@@ -1,0 +1,188 @@
+"""A worker inside the server process: one thread per instance.
+
+For trusted, small models. A batch of one reaches the backend as a view on what the protocol
+received; outputs are copied once, so that a backend may use its buffers again.
+"""
+
+import asyncio
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import structlog
+
+from microkernel.backend import Backend, Instance, Model, Placement
+from microkernel.batch import Batch
+from microkernel.config.model import ModelConfig
+from microkernel.errors import MicrokernelError
+from microkernel.request import InferRequest, Outcome
+from microkernel.workers import wire
+from microkernel.workers.contract import Done, Hosted, Lost, Result
+from microkernel.workers.hosting import make_backend
+from microkernel.workers.runner import as_error, run
+from microkernel.workers.wire import Answer, Schema, Times
+
+log = structlog.get_logger()
+
+T = TypeVar("T")
+
+
+class _Homecoming:
+    """Brings results from instance threads to the loop, waking it once for all that are there."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._results: deque[tuple[Done, Result]] = deque()
+
+    def bring(self, done: Done, result: Result) -> None:
+        """Have `done(result)` called on the loop."""
+        self._results.append((done, result))
+        if len(self._results) == 1:
+            self._loop.call_soon_threadsafe(self._deliver)
+
+    def _deliver(self) -> None:
+        while self._results:
+            done, result = self._results[0]
+            done(result)
+            self._results.popleft()
+
+
+class ThreadInstance:
+    """One instance on a thread of the server process."""
+
+    def __init__(self, placement: Placement, schema: Schema, home: _Homecoming) -> None:
+        self.name = placement.name
+        self._placement = placement
+        self._schema = schema
+        self._home = home
+        self._orders: queue.SimpleQueue[tuple[Sequence[InferRequest], Sequence[int], Done] | None]
+        self._orders = queue.SimpleQueue()
+        self._loop = asyncio.get_running_loop()
+        self._thread: threading.Thread | None = None
+
+    async def start(self, model: Model) -> None:
+        """Make the instance on its thread. Raises what the backend raised."""
+        made: asyncio.Future[None] = self._loop.create_future()
+        self._thread = threading.Thread(
+            target=self._serve, args=(model, made), name=self.name, daemon=True
+        )
+        self._thread.start()
+        await made
+
+    def execute(self, requests: Sequence[InferRequest], sizes: Sequence[int], done: Done) -> None:
+        """See `WorkerInstance.execute`."""
+        self._orders.put((requests, sizes, done))
+
+    def stop(self) -> None:
+        """Close the instance and end the thread; blocks until it has."""
+        self._orders.put(None)
+        if self._thread is not None:
+            self._thread.join()
+
+    def _serve(self, model: Model, made: "asyncio.Future[None]") -> None:
+        try:
+            instance = model.instance(self._placement)
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - goes to who starts the model
+            self._loop.call_soon_threadsafe(made.set_exception, as_error(error))
+            return
+        self._loop.call_soon_threadsafe(made.set_result, None)
+        while (order := self._orders.get()) is not None:
+            requests, sizes, done = order
+            self._home.bring(done, self._execute(instance, requests, sizes))
+        try:
+            instance.close()
+        except Exception:
+            log.exception("closing an instance failed", instance=self.name)
+
+    def _execute(
+        self, instance: Instance, requests: Sequence[InferRequest], sizes: Sequence[int]
+    ) -> Result:
+        start = time.monotonic_ns()
+        batch = _batch(requests, sizes, self._schema)
+        times = Times(input_end=time.monotonic_ns())
+        outcomes = run(instance, batch, self._schema)
+        times.output_start = time.monotonic_ns()
+        answers = [_kept(outcome) for outcome in outcomes]
+        times.end = time.monotonic_ns()
+        return Result(start, times, answers)
+
+
+def _batch(requests: Sequence[InferRequest], sizes: Sequence[int], schema: Schema) -> Batch:
+    if len(requests) == 1:
+        return Batch(requests, {t.name: t for t in requests[0].inputs}, sizes)
+    plan = wire.plan(requests, schema)
+    block = memoryview(bytearray(plan.total))
+    wire.gather(plan, block)
+    return wire.lay_out(plan, sizes, schema, block)
+
+
+def _kept(outcome: Outcome) -> Answer | MicrokernelError:
+    if isinstance(outcome, MicrokernelError):
+        return outcome
+    for tensor in outcome.outputs:
+        tensor.data = bytes(tensor.data)
+    return Answer(outcome.outputs, outcome.parameters)
+
+
+class ThreadWorker:
+    """Hosts one model version on threads of the server process."""
+
+    def __init__(self, hosted: Hosted) -> None:
+        self._hosted = hosted
+        self._backend: Backend | None = None
+        self._model: Model | None = None
+        self._instances: list[ThreadInstance] = []
+
+    async def complete(self, config: ModelConfig) -> ModelConfig:
+        """See `Worker.complete`."""
+        return await asyncio.to_thread(_ours, self._complete, config)
+
+    def _complete(self, config: ModelConfig) -> ModelConfig:
+        return self._made().complete(config, self._hosted.files)
+
+    async def start(
+        self, config: ModelConfig, placements: Sequence[Placement]
+    ) -> Sequence[ThreadInstance]:
+        """See `Worker.start`."""
+        self._model = model = await asyncio.to_thread(_ours, self._load, config)
+        schema, home = Schema.of(config), _Homecoming()
+        self._instances = [ThreadInstance(p, schema, home) for p in placements]
+        for instance in self._instances:
+            await instance.start(model)
+        return self._instances
+
+    def _load(self, config: ModelConfig) -> Model:
+        return self._made().load(config, self._hosted.files)
+
+    def _made(self) -> Backend:
+        if self._backend is None:
+            self._backend = make_backend(self._hosted.backend.factory, self._hosted.settings)
+        return self._backend
+
+    def watch(self, lost: Lost) -> None:
+        """A thread does not die by itself."""
+
+    def kill(self, reason: str) -> None:
+        """A thread cannot be ended: the fault is logged and the instance stays busy."""
+        log.error("a thread worker cannot be ended", model=self._hosted.model, reason=reason)
+
+    async def stop(self) -> None:
+        """See `Worker.stop`."""
+        await asyncio.to_thread(self._stop)
+
+    def _stop(self) -> None:
+        for instance in self._instances:
+            instance.stop()
+        if self._model is not None:
+            self._model.unload()
+
+
+def _ours(call: Callable[[ModelConfig], T], config: ModelConfig) -> T:
+    """Call a stranger's code; whatever it raises becomes one of our errors."""
+    try:
+        return call(config)
+    except (Exception, SystemExit) as error:
+        raise as_error(error) from error
