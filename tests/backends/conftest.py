@@ -1,0 +1,148 @@
+"""What every test of a backend starts from: a batch, laid out in memory as the kernel lays it."""
+
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from microkernel import (
+    Batch,
+    InferRequest,
+    Instance,
+    Model,
+    ModelConfig,
+    Outcome,
+    Placement,
+    Tensor,
+)
+
+Inputs = Mapping[str, np.ndarray[Any, Any]]
+
+
+def _raw(array: np.ndarray[Any, Any]) -> bytes:
+    return bytes(Tensor.from_numpy("", array).data)
+
+
+def _stack(name: str, arrays: Sequence[np.ndarray[Any, Any]]) -> tuple[Tensor, list[Tensor]]:
+    """One region for all requests, and each request's own view of its part."""
+    parts = [_raw(array) for array in arrays]
+    region = memoryview(bytearray(b"".join(parts)))
+    first = Tensor.from_numpy(name, arrays[0])
+    shape = first.shape
+    if len(arrays) > 1:
+        shape = (sum(array.shape[0] for array in arrays), *shape[1:])
+    own, position = [], 0
+    for array, part in zip(arrays, parts, strict=True):
+        end = position + len(part)
+        own.append(Tensor(name, first.datatype, array.shape, region[position:end]))
+        position = end
+    return Tensor(name, first.datatype, shape, region), own
+
+
+@pytest.fixture
+def make_batch() -> Callable[..., Batch]:
+    """`make_batch(inputs, outputs=(), batching=True, model="m")`: one request per mapping of input
+    names to arrays, all with the same names; `outputs` are the names each request asks for. The
+    arrays carry the batch dimension where `batching`, else there is one request only."""
+
+    def make(
+        inputs: Sequence[Inputs],
+        outputs: Sequence[str] = (),
+        batching: bool = True,
+        model: str = "m",
+    ) -> Batch:
+        assert batching or len(inputs) == 1
+        stacked: dict[str, Tensor] = {}
+        tensors: list[list[Tensor]] = [[] for _ in inputs]
+        for name in inputs[0]:
+            stacked[name], own = _stack(name, [entry[name] for entry in inputs])
+            for request, tensor in zip(tensors, own, strict=True):
+                request.append(tensor)
+        requests = [
+            InferRequest(model, tuple(own), version=1, id=str(i), outputs=tuple(outputs))
+            for i, own in enumerate(tensors)
+        ]
+        sizes = [next(iter(e.values())).shape[0] if batching else 1 for e in inputs]
+        return Batch(requests, stacked, sizes)
+
+    return make
+
+
+@pytest.fixture
+def output_of() -> Callable[..., np.ndarray[Any, Any]]:
+    """`output_of(outcome, name)`: that output of a response as an array; an error is raised."""
+
+    def find(outcome: Any, name: str) -> np.ndarray[Any, Any]:
+        if isinstance(outcome, Exception):
+            raise outcome
+        tensor: Tensor = next(t for t in outcome.outputs if t.name == name)
+        return tensor.as_numpy()
+
+    return find
+
+
+class Served:
+    """One instance on a thread of its own, as the kernel hosts it."""
+
+    def __init__(self, model: Model, placement: Placement) -> None:
+        self._thread = ThreadPoolExecutor(1)
+        self._instance: Instance = self.on_thread(lambda: model.instance(placement))
+
+    def on_thread(self, work: Callable[[], Any]) -> Any:
+        return self._thread.submit(work).result(timeout=60)
+
+    def execute(self, batch: Batch) -> list[Outcome]:
+        return list(self.on_thread(lambda: self._instance.execute(batch)))
+
+    def close(self) -> None:
+        self.on_thread(self._instance.close)
+        self._thread.shutdown()
+
+
+@pytest.fixture
+def save_module() -> Callable[..., Path]:
+    """`save_module(module, files, *example, training=False)`: `model.pt` in a version directory,
+    traced where there is an example, else scripted."""
+    import torch
+
+    def save(module: Any, files: Path, *example: Any, training: bool = False) -> Path:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            module.train(training)
+            make: Any = torch.jit.trace if example else torch.jit.script
+            made = make(module, example, strict=False) if example else make(module)
+            made.save(files / "model.pt")
+        return files
+
+    return save
+
+
+@pytest.fixture
+def host() -> Iterator[Callable[..., Served]]:
+    """`host(model, threads=1)`: an instance of a loaded model, closed at the end."""
+    made: list[Served] = []
+
+    def hosted(model: Model, threads: int = 1) -> Served:
+        made.append(Served(model, Placement(f"m_{len(made)}", "KIND_CPU", threads=threads)))
+        return made[-1]
+
+    yield hosted
+    for served in made:
+        served.close()
+
+
+@pytest.fixture
+def serve_module(host: Callable[..., Served]) -> Callable[..., Served]:
+    """`serve_module(config, files, threads=1)`: an instance of a TorchScript model, whose
+    configuration is completed if need be."""
+    from microkernel_torchscript.backend import TorchScriptBackend
+
+    def serve(config: ModelConfig, files: Path, threads: int = 1) -> Served:
+        backend = TorchScriptBackend()
+        return host(backend.load(backend.complete(config, files), files), threads)
+
+    return serve
