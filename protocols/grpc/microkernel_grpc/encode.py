@@ -1,0 +1,93 @@
+"""Answers as messages; nothing here knows grpc."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from google.protobuf.json_format import ParseDict
+from google.protobuf.message import Message
+
+from microkernel import (
+    InferResponse,
+    InvalidArgument,
+    ModelConfig,
+    ModelIndex,
+    ModelMetadata,
+    Parameter,
+    ServerMetadata,
+    TensorMetadata,
+    config_to_json,
+)
+from microkernel_grpc.schema import message
+from microkernel_grpc.wire import join_raw
+
+MAX_MESSAGE = 2**31 - 1
+
+
+def encode(response: InferResponse) -> bytes:
+    """A serialised ModelInferResponse; every output is raw, whatever form the inputs had.
+
+    Raises InvalidArgument where it exceeds what gRPC can carry.
+    """
+    infer: Any = message("ModelInferResponse")(
+        model_name=response.model_name, model_version=str(response.version), id=response.id
+    )
+    contents = []
+    for output in response.outputs:
+        infer.outputs.add(name=output.name, datatype=output.datatype.name, shape=output.shape)
+        contents.append(output.data)
+    for key, value in response.parameters.items():
+        _set_parameter(infer.parameters[key], value)
+    size = sum(map(len, contents))
+    if size > MAX_MESSAGE:
+        raise InvalidArgument(
+            f"Response has byte size {size} which exceeds gRPC's byte size limit {MAX_MESSAGE}."
+        )
+    return join_raw(infer.SerializeToString(), contents)
+
+
+def _set_parameter(parameter: Any, value: Parameter) -> None:
+    match value:
+        case bool():
+            parameter.bool_param = value
+        case int():
+            parameter.int64_param = value
+        case float():
+            parameter.double_param = value
+        case _:
+            parameter.string_param = value
+
+
+def server_metadata(about: ServerMetadata) -> Message:
+    """The answer of ServerMetadata."""
+    return message("ServerMetadataResponse")(
+        name=about.name, version=about.version, extensions=about.extensions
+    )
+
+
+def model_metadata(about: ModelMetadata) -> Message:
+    """The answer of ModelMetadata."""
+    return message("ModelMetadataResponse")(
+        name=about.name,
+        versions=about.versions,
+        platform=about.platform,
+        inputs=[_tensor(tensor) for tensor in about.inputs],
+        outputs=[_tensor(tensor) for tensor in about.outputs],
+    )
+
+
+def _tensor(about: TensorMetadata) -> dict[str, Any]:
+    return {"name": about.name, "datatype": about.datatype, "shape": about.shape}
+
+
+def model_config(config: ModelConfig) -> Message:
+    """The answer of ModelConfig."""
+    return ParseDict({"config": config_to_json(config)}, message("ModelConfigResponse")())
+
+
+def repository_index(lines: Sequence[ModelIndex]) -> Message:
+    """The answer of RepositoryIndex."""
+    models = [
+        {"name": line.name, "version": line.version, "state": line.state, "reason": line.reason}
+        for line in lines
+    ]
+    return message("RepositoryIndexResponse")(models=models)

@@ -1,0 +1,69 @@
+"""Large tensors past protobuf: reading and writing the raw fields of the infer messages by hand
+spares a copy of every tensor each way."""
+
+from collections.abc import Sequence
+from typing import TypeAlias
+
+Buffer: TypeAlias = bytes | bytearray | memoryview
+
+_LENGTH_DELIMITED = 2
+_MAX_FIELDS = 1000
+RAW_INPUT = 7
+RAW_OUTPUT = 6
+
+
+def split_raw(packed: bytes) -> tuple[bytes, list[memoryview]] | None:
+    """A serialised ModelInferRequest as the message without its `raw_input_contents`, and those as
+    views on `packed`.
+
+    None where the message is not of the plain form that clients send; protobuf may read it yet.
+    """
+    view, end, position = memoryview(packed), len(packed), 0
+    kept: list[memoryview] = []
+    raw: list[memoryview] = []
+    try:
+        while position < end:
+            start = position
+            tag, position = _varint(view, position)
+            length, position = _varint(view, position)
+            position += length
+            if tag & 7 != _LENGTH_DELIMITED or position > end or len(kept) > _MAX_FIELDS:
+                return None
+            if tag >> 3 == RAW_INPUT:
+                raw.append(view[position - length : position])
+            else:
+                kept.append(view[start:position])
+    except IndexError:
+        return None
+    return b"".join(kept), raw
+
+
+def _varint(view: memoryview, position: int) -> tuple[int, int]:
+    """The number at a position, and the position after it."""
+    value = shift = 0
+    while True:
+        byte = view[position]
+        position += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, position
+        shift += 7
+        if shift > 63:
+            raise IndexError
+
+
+def join_raw(head: bytes, contents: Sequence[Buffer]) -> bytes:
+    """A serialised ModelInferResponse from one without `raw_output_contents` and those."""
+    parts: list[Buffer] = [head]
+    for buffer in contents:
+        parts += (_prefix(len(buffer)), buffer)
+    return b"".join(parts)
+
+
+def _prefix(length: int) -> bytes:
+    prefix = bytearray((RAW_OUTPUT << 3 | _LENGTH_DELIMITED,))
+    while length > 0x7F:
+        prefix.append(length & 0x7F | 0x80)
+        length >>= 7
+    prefix.append(length)
+    return bytes(prefix)

@@ -1,0 +1,30 @@
+"""Answers as aiohttp responses."""
+
+from typing import Any
+
+from aiohttp import web
+
+from microkernel import MicrokernelError
+from microkernel_http.encode import JSON, TEXT, to_bytes
+from microkernel_http.status import error_body, status_of
+
+
+def json_answer(document: Any) -> web.Response:
+    """A successful answer that holds a document."""
+    return web.Response(body=to_bytes(document), headers={"Content-Type": JSON})
+
+
+def health_answer(*, good: bool) -> web.Response:
+    """200 or 400 with an empty body: clients look at the status only."""
+    return web.Response(status=200 if good else 400, headers={"Content-Type": TEXT})
+
+
+def error_answer(error: MicrokernelError, content_type: str) -> web.Response:
+    """An error with the status of its class."""
+    return status_answer(status_of(error), str(error), content_type)
+
+
+def status_answer(status: int, message: str, content_type: str = TEXT) -> web.Response:
+    """An error that only HTTP knows."""
+    headers = {"Content-Type": content_type}
+    return web.Response(body=error_body(message), status=status, headers=headers)

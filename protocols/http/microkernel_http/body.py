@@ -1,0 +1,86 @@
+"""Bodies in and out of aiohttp: read once, written without joining what is large."""
+
+from collections.abc import Mapping, Sequence
+
+from aiohttp import web
+
+from microkernel import InvalidArgument
+from microkernel_http.encode import Buffer
+
+MAX_BODY = 2**31 - 1
+MAX_CHUNKS = 65536
+JOINED = 64 << 10
+"""Up to so many bytes a body is joined and sent together with its headers."""
+_PIECE = 256 << 10
+
+
+async def read(request: web.BaseRequest) -> bytes:
+    """The whole body.
+
+    Raises InvalidArgument for a body over MAX_BODY bytes or over MAX_CHUNKS chunks, after
+    which the connection is closed, and for a malformed one.
+    """
+    if not request.body_exists:
+        return b""
+    announced = request.content_length or 0
+    if announced > MAX_BODY:
+        raise _refused(request, f"request body exceeds the maximum of {MAX_BODY} bytes")
+    if request.headers.get("Expect", "").lower() == "100-continue":
+        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        request.writer.output_size = 0
+    try:
+        return await (_read_plain(request) if announced else _read_chunked(request))
+    except web.RequestPayloadError as error:
+        raise InvalidArgument(f"failed to read the request body: {error}") from None
+
+
+async def _read_plain(request: web.BaseRequest) -> bytes:
+    content = request.content
+    parts = []
+    while part := await content.readany():
+        parts.append(part)
+    return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+async def _read_chunked(request: web.BaseRequest) -> bytes:
+    parts, size, chunks = [], 0, 0
+    async for part, ended in request.content.iter_chunks():
+        parts.append(part)
+        size += len(part)
+        chunks += ended
+        if size > MAX_BODY:
+            raise _refused(request, f"request body exceeds the maximum of {MAX_BODY} bytes")
+        if chunks > MAX_CHUNKS:
+            message = f"Chunked request body exceeds maximum of {MAX_CHUNKS} chunks"
+            raise _refused(request, message)
+    return b"".join(parts)
+
+
+def _refused(request: web.BaseRequest, message: str) -> InvalidArgument:
+    """The error, with the connection closed after its answer: the rest of the body is in the
+    way."""
+    request.protocol.close()
+    return InvalidArgument(message)
+
+
+async def send(
+    request: web.BaseRequest, headers: Mapping[str, str], buffers: Sequence[Buffer]
+) -> web.StreamResponse:
+    """A successful answer of several buffers. When this returns they have been copied or handed to
+    the operating system, and may be reused."""
+    size = sum(map(len, buffers))
+    if size <= JOINED:
+        return web.Response(body=b"".join(buffers), headers=headers)
+    response = web.StreamResponse(headers=headers)
+    response.content_length = size
+    await response.prepare(request)
+    if request.transport is not None:
+        # The transport then reports itself full until all it was given is sent, so that the last
+        # drain waits for the very last byte.
+        request.transport.set_write_buffer_limits(high=0)
+    for buffer in buffers:
+        for start in range(0, len(buffer), _PIECE):
+            await response.write(memoryview(buffer)[start : start + _PIECE])
+    await request.writer.drain()
+    await response.write_eof()
+    return response

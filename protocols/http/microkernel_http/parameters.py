@@ -1,0 +1,86 @@
+"""The parameters of an infer request: reserved keys have places of their own, the others are for
+the backend."""
+
+from typing import Any
+
+from microkernel import InvalidArgument, Parameter, Parameters, Sequence
+from microkernel_http.document import boolean, members, refuse, text, unsigned
+
+_RESERVED = frozenset(
+    {
+        *("sequence_id", "sequence_start", "sequence_end"),
+        *("priority", "timeout", "binary_data_output"),
+    }
+)
+NO_SEQUENCE = Sequence()
+
+
+def custom_parameters(given: dict[str, Any]) -> Parameters:
+    """What is not reserved, checked. Raises InvalidArgument for keys that start with `triton_` and
+    for values that no parameter can hold."""
+    return {key: _custom(key, value) for key, value in given.items() if key not in _RESERVED}
+
+
+def _custom(key: str, value: Any) -> Parameter:
+    if key.startswith("triton_"):
+        raise InvalidArgument(
+            "parameter keys starting with 'triton_' are reserved for Triton usage "
+            "and should not be specified."
+        )
+    if type(value) is int:
+        return value if -(1 << 63) <= value < 1 << 63 else _double(value)
+    if isinstance(value, str | bool | float):
+        return value
+    raise InvalidArgument(
+        f"parameter '{key}' has invalid type. It should be either 'int', 'bool', or 'string'."
+    )
+
+
+def _double(value: int) -> float:
+    try:
+        return float(value)
+    except OverflowError:
+        return float("inf") if value > 0 else float("-inf")
+
+
+def sequence_of(given: dict[str, Any]) -> Sequence:
+    """The sequence a request belongs to. Raises Internal for a value of the wrong kind."""
+    if _RESERVED.isdisjoint(given):
+        return NO_SEQUENCE
+    identity = given.get("sequence_id", 0)
+    if type(identity) is not str:
+        identity = _number_id(identity)
+    return Sequence(
+        identity,
+        boolean(given.get("sequence_start", False), "sequence_start"),
+        boolean(given.get("sequence_end", False), "sequence_end"),
+    )
+
+
+def _number_id(value: Any) -> int:
+    if type(value) is int and 0 <= value < 1 << 64:
+        return value
+    return refuse("sequence_id", "string")
+
+
+def number(given: dict[str, Any], key: str) -> int:
+    """A reserved parameter that is an unsigned integer, 0 where it is absent."""
+    return unsigned(given.get(key, 0), key)
+
+
+def flag(given: dict[str, Any], key: str) -> bool:
+    """A reserved parameter that is a boolean, False where it is absent."""
+    return boolean(given.get(key, False), key)
+
+
+def parameters_of(document: Any) -> dict[str, Any]:
+    """The member `parameters` of an object, empty where it is absent."""
+    given = document.get("parameters")
+    if given is None and "parameters" not in document:
+        return {}
+    return members(given, "parameters")
+
+
+def identifier(document: Any) -> str:
+    """The request id, "" where it is absent."""
+    return text(document.get("id", ""), "id")

@@ -1,0 +1,32 @@
+"""What an operator can set about HTTP and the metrics page."""
+
+from dataclasses import dataclass
+
+from microkernel import option
+
+
+@dataclass(frozen=True, slots=True)
+class HttpSettings:
+    """The settings of both front ends; names and defaults of the flags are Triton's. Port 0 means
+    any free port."""
+
+    allow_http: bool = option(True, flag="--allow-http", about="Serve the V2 protocol over HTTP.")
+    address: str = option("0.0.0.0", flag="--http-address", about="The address HTTP listens on.")
+    port: int = option(8000, flag="--http-port", about="The port HTTP listens on.")
+    reuse_port: bool = option(
+        False, flag="--reuse-http-port", about="Share the HTTP port with other processes."
+    )
+    max_input_size: int = option(
+        64 << 20,
+        flag="--http-max-input-size",
+        about="The most bytes of JSON in a request, and of a tensor made from JSON.",
+    )
+    allow_metrics: bool = option(True, flag="--allow-metrics", about="Serve the metrics page.")
+    metrics_address: str = option(
+        "",
+        flag="--metrics-address",
+        about="The address the metrics page listens on; empty for that of HTTP.",
+    )
+    metrics_port: int = option(
+        8002, flag="--metrics-port", about="The port the metrics page listens on."
+    )
