@@ -1,0 +1,149 @@
+"""Filling in the inputs and outputs of a configuration from a TorchScript file.
+
+Triton's backend completes nothing. Here a traced file tells its inputs, the first layer hints at
+them, and trial runs tell the outputs and the sizes that vary. What cannot be told is asked for,
+with the configuration to paste.
+"""
+
+import contextlib
+import logging
+import zipfile
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from microkernel import InvalidArgument, ModelConfig, ModelInput, ModelOutput, Reshape
+from microkernel_torchscript.examples import (
+    CannotTell,
+    Example,
+    configured_examples,
+    discovered_examples,
+)
+from microkernel_torchscript.files import load_module
+from microkernel_torchscript.inputs import check_kinds, plan_inputs
+from microkernel_torchscript.signature import Signature, signature_of
+from microkernel_torchscript.skeleton import skeleton
+from microkernel_torchscript.survey import Survey, survey
+
+logger = logging.getLogger(__name__)
+
+
+def complete(config: ModelConfig, path: Path) -> ModelConfig:
+    """The configuration with inputs and outputs; a side that it lists stays as it is.
+
+    `max_batch_size` stays as well, since no trial shows that rows of a batch do not touch each
+    other. Raises InvalidArgument, with a configuration to fill in, for what the file does not tell,
+    and where the model cannot batch though `max_batch_size` says so.
+    """
+    with torch.inference_mode():
+        module = load_module(config.name, path, device="cpu", restore_shapes=_is_traced(path))
+    signature = signature_of(module)
+    if not signature.takes_dictionary:
+        check_kinds(signature.arguments)
+    try:
+        with _one_thread(), torch.inference_mode():
+            examples, found = _find(config, module, signature)
+    except CannotTell as reason:
+        raise InvalidArgument(_request(config, path, signature, reason)) from None
+    _check_batching(config, found)
+    return replace(
+        config,
+        input=config.input or tuple(_input(config, e, found.inputs[e.name]) for e in examples),
+        output=config.output
+        or tuple(_output(config, name, *found.outputs[name]) for name in found.outputs),
+    )
+
+
+def _find(
+    config: ModelConfig, module: torch.jit.ScriptModule, signature: Signature
+) -> tuple[tuple[Example, ...], Survey]:
+    """The first set of examples that the model runs on, and what the runs showed."""
+    reason = CannotTell("the inputs, because no layer hints at their shape")
+    for examples in _candidates(config, module, signature):
+        listed = config.input or tuple(ModelInput(e.name, e.data_type) for e in examples)
+        plan = plan_inputs(replace(config, input=listed), signature)
+
+        def call(values: Mapping[str, Any], plan: Any = plan) -> Any:
+            return module.forward(*plan.lay_out(values))
+
+        try:
+            found = survey(call, examples)
+        except CannotTell as failure:
+            reason = failure
+            continue
+        if not found.outputs and not config.output:
+            raise CannotTell("the outputs, because the model returns none that can be served")
+        return examples, found
+    raise reason
+
+
+def _candidates(
+    config: ModelConfig, module: torch.jit.ScriptModule, signature: Signature
+) -> Iterator[tuple[Example, ...]]:
+    if not config.input:
+        return discovered_examples(module, signature)
+    plan = plan_inputs(config, signature)
+    return configured_examples(config, {feed.name: feed.kind for feed in plan.feeds})
+
+
+def _check_batching(config: ModelConfig, found: Survey) -> None:
+    if config.max_batch_size > 0 and not found.batches:
+        raise InvalidArgument(
+            f"autofill failed for model '{config.name}': model does not support batching while "
+            "non-zero max_batch_size is specified"
+        )
+    if not config.max_batch_size and found.batches:
+        logger.info(
+            "model '%s': the first dimension of every tensor varies; if its rows do not depend on "
+            "each other, set max_batch_size to have requests batched",
+            config.name,
+        )
+
+
+def _input(config: ModelConfig, example: Example, shape: tuple[int, ...]) -> ModelInput:
+    dims, reshape = _dims(config, shape)
+    return ModelInput(example.name, example.data_type, dims=dims, reshape=reshape)
+
+
+def _output(config: ModelConfig, name: str, kind: str, shape: tuple[int, ...]) -> ModelOutput:
+    dims, reshape = _dims(config, shape)
+    return ModelOutput(name, kind, dims=dims, reshape=reshape)
+
+
+def _dims(config: ModelConfig, shape: tuple[int, ...]) -> tuple[tuple[int, ...], Reshape | None]:
+    """A shape as the configuration writes it; one that is only the batch dimension needs a
+    dimension of 1 for clients to send."""
+    if config.max_batch_size <= 0:
+        return shape, None
+    return (shape[1:], None) if len(shape) > 1 else ((1,), Reshape(()))
+
+
+def _request(config: ModelConfig, path: Path, signature: Signature, reason: CannotTell) -> str:
+    return (
+        f"unable to complete the configuration of model '{config.name}': '{path}' does not tell "
+        f"{reason}. Write '{path.parent.parent / 'config.pbtxt'}' like this and fill in what is "
+        f"marked:\n\n{skeleton(config, signature)}"
+    )
+
+
+def _is_traced(path: Path) -> bool:
+    """Whether the file remembers example inputs; asking torch for those of another file makes it
+    complain on the standard error output."""
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any("/traced_inputs" in name for name in archive.namelist())
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """Trial runs are small; more threads would only leave a pool behind."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,218 @@
+"""How the inputs of a configuration become the arguments of `forward`."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from microkernel import (
+    Batch,
+    Internal,
+    InvalidArgument,
+    MicrokernelError,
+    ModelConfig,
+    Tensor,
+    element_count,
+)
+from microkernel_torchscript.conversion import STRING, is_supported, to_torch
+from microkernel_torchscript.naming import input_positions
+from microkernel_torchscript.signature import REQUIRED, SCALARS, Argument, Signature
+
+_INTEGERS = frozenset(("TYPE_UINT8", "TYPE_INT8", "TYPE_INT16", "TYPE_INT32", "TYPE_INT64"))
+_SCALAR_TYPES = {
+    "int": _INTEGERS,
+    "float": _INTEGERS | {"TYPE_FP16", "TYPE_FP32", "TYPE_FP64"},
+    "bool": frozenset(("TYPE_BOOL",)),
+}
+_MODEL_TYPES = {"int": "TYPE_INT64", "float": "TYPE_FP64", "bool": "TYPE_BOOL"}
+
+
+@dataclass(frozen=True, slots=True)
+class Feed:
+    """One input: the argument it becomes, and that argument's kind."""
+
+    name: str
+    position: int
+    kind: str
+
+
+@dataclass(frozen=True, slots=True)
+class InputPlan:
+    """Where each input goes. `template` holds the arguments' defaults."""
+
+    feeds: tuple[Feed, ...]
+    template: tuple[Any, ...]
+    as_dictionary: bool
+
+    def lay_out(self, values: Mapping[str, Any]) -> Sequence[Any]:
+        """The arguments of `forward` from one value per input name. A name without a value keeps
+        the argument's default."""
+        if self.as_dictionary:
+            return (dict(values),)
+        arguments = list(self.template)
+        for feed in self.feeds:
+            if feed.name in values:
+                arguments[feed.position] = values[feed.name]
+        return arguments
+
+    def arguments(self, batch: Batch, failed: dict[int, MicrokernelError]) -> Sequence[Any]:
+        """The arguments for a batch. A request whose strings are malformed goes into `failed` by
+        its index, and empty strings stand in its place."""
+        values: dict[str, Any] = {}
+        for feed in self.feeds:
+            tensor = batch.stacked.get(feed.name)
+            if tensor is not None:
+                values[feed.name] = _value(feed, tensor, batch, failed)
+        return self.lay_out(values)
+
+
+def plan_inputs(config: ModelConfig, signature: Signature) -> InputPlan:
+    """Match the configuration's inputs with the arguments of `forward`.
+
+    Raises InvalidArgument or Internal, in Triton's words, where they do not fit.
+    """
+    names = _fed_names(config)
+    if signature.takes_dictionary:
+        feeds = tuple(Feed(name, 0, "tensor") for name in names)
+    else:
+        check_kinds(signature.arguments)
+        feeds = _positional(config, names, signature.arguments)
+    if not names:
+        raise Internal("model configuration must contain at least one input, none were specified.")
+    _check_types(config, {feed.name: feed.kind for feed in feeds})
+    defaults = (None if a.default is REQUIRED else a.default for a in signature.arguments)
+    return InputPlan(feeds, tuple(defaults), signature.takes_dictionary)
+
+
+def check_strings(name: str, shape: Sequence[int], config: ModelConfig, direction: str) -> None:
+    """Internal for a tensor of strings that has more than one dimension. `shape` is the one the
+    model sees, without the batch dimension; `direction` is `input` or `output`."""
+    if len(shape) + (config.max_batch_size > 0) > 1:
+        raise Internal(
+            f"Triton only supports 1 dimensional List of String as {direction} for '{name}' for "
+            f"model '{config.name}'"
+        )
+
+
+def _fed_names(config: ModelConfig) -> list[str]:
+    """All tensors that the server feeds: inputs, batch inputs, sequence controls and states."""
+    names = [entry.name for entry in config.input]
+    names += [target for entry in config.batch_input for target in entry.target_name]
+    if config.sequence_batching is not None:
+        names += [entry.name for entry in config.sequence_batching.control_input]
+        names += [entry.input_name for entry in config.sequence_batching.state]
+    return names
+
+
+def check_kinds(arguments: Sequence[Argument]) -> None:
+    """Internal, in Triton's words, for arguments that no input can feed, where they are not one
+    dictionary."""
+    if any(argument.kind == "dict" for argument in arguments[1:]):
+        raise Internal(
+            "Multiple inputs of kind DictType were detected. Only a single input of type "
+            "Dict(str, Tensor) is supported."
+        )
+    for argument in arguments:
+        if argument.kind in ("dict", "other"):
+            raise Internal(
+                f"An input of type '{argument.type_name}' was detected in the model. Only a single "
+                "input of type Dict(str, Tensor) or input(s) of type Tensor are supported."
+            )
+
+
+def _positional(
+    config: ModelConfig, names: Sequence[str], arguments: Sequence[Argument]
+) -> tuple[Feed, ...]:
+    required = sum(not argument.may_be_left_out for argument in arguments)
+    if not required <= len(names) <= len(arguments):
+        raise InvalidArgument(
+            f"unable to load model '{config.name}', configuration expects {len(names)} inputs, "
+            f"model provides {len(arguments)}"
+        )
+    positions = input_positions(names, [argument.name for argument in arguments])
+    _check_positions(config, dict(zip(names, positions, strict=True)), arguments)
+    return tuple(
+        Feed(name, position, arguments[position].kind)
+        for name, position in zip(names, positions, strict=True)
+    )
+
+
+def _check_positions(
+    config: ModelConfig, positions: Mapping[str, int], arguments: Sequence[Argument]
+) -> None:
+    """Each argument that needs an input has exactly one, and no input lies beyond them."""
+    taken: dict[int, str] = {}
+    for name, position in positions.items():
+        if position >= len(arguments) or position in taken:
+            raise InvalidArgument(
+                f"unable to load model '{config.name}', input '{name}' refers to argument "
+                f"{position}, "
+                + (
+                    f"which input '{taken[position]}' already feeds"
+                    if position in taken
+                    else f"but the model has {len(arguments)} arguments"
+                )
+            )
+        taken[position] = name
+    for position, argument in enumerate(arguments):
+        if position not in taken and not argument.may_be_left_out:
+            raise InvalidArgument(
+                f"unable to load model '{config.name}', argument '{argument.name}' of the model "
+                "has no input in the configuration"
+            )
+
+
+def _check_types(config: ModelConfig, kinds: Mapping[str, str]) -> None:
+    for entry in config.input:
+        kind = kinds[entry.name]
+        if kind in SCALARS:
+            _check_scalar(config, entry.name, entry.data_type, kind)
+        elif not is_supported(entry.data_type):
+            raise Internal(
+                f"unsupported datatype {entry.data_type} for input '{entry.name}' for model "
+                f"'{config.name}'"
+            )
+        elif entry.data_type == STRING:
+            seen = entry.dims if entry.reshape is None else entry.reshape.shape
+            check_strings(entry.name, seen, config, "input")
+
+
+def _check_scalar(config: ModelConfig, name: str, data_type: str, kind: str) -> None:
+    if config.max_batch_size > 0:
+        raise InvalidArgument(
+            f"unable to load model '{config.name}', input '{name}' feeds an argument of type "
+            f"{kind}, which has one value for a whole batch: set max_batch_size to 0"
+        )
+    if data_type not in _SCALAR_TYPES[kind]:
+        raise InvalidArgument(
+            f"unable to load model '{config.name}', configuration expects datatype {data_type} for "
+            f"input '{name}', model provides {_MODEL_TYPES[kind]}"
+        )
+
+
+def _value(feed: Feed, tensor: Tensor, batch: Batch, failed: dict[int, MicrokernelError]) -> Any:
+    if tensor.datatype.config_name == STRING:
+        return list(_strings(feed.name, batch, failed))
+    return _scalar(feed, tensor) if feed.kind in SCALARS else to_torch(tensor)
+
+
+def _scalar(feed: Feed, tensor: Tensor) -> Any:
+    array = tensor.as_numpy()
+    if array.size != 1:
+        raise InvalidArgument(
+            f"input '{feed.name}' feeds an argument of type {feed.kind} and must hold 1 element, "
+            f"got shape {list(tensor.shape)}"
+        )
+    value = array.reshape(-1)[0].item()
+    return float(value) if feed.kind == "float" else value
+
+
+def _strings(name: str, batch: Batch, failed: dict[int, MicrokernelError]) -> Iterable[bytes]:
+    for index, request in enumerate(batch.requests):
+        tensor = request.input(name)
+        if tensor is None:
+            continue
+        try:
+            yield from tensor.as_numpy().reshape(-1).tolist()
+        except InvalidArgument as error:
+            failed[index] = error
+            yield from [b""] * element_count(tensor.shape)
