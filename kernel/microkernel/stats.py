@@ -4,7 +4,6 @@ Kept on the event loop, so without locks. Durations are nanoseconds of the monot
 """
 
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -25,10 +24,10 @@ class Duration:
     count: int = 0
     ns: int = 0
 
-    def add(self, ns: int, count: int = 1) -> None:
-        """Count something that took `ns` each time."""
-        self.count += count
-        self.ns += ns * count
+    def add(self, ns: int) -> None:
+        """Count something that took `ns`."""
+        self.count += 1
+        self.ns += ns
 
 
 @dataclass(slots=True)
@@ -39,30 +38,25 @@ class Compute:
     compute_infer: Duration = field(default_factory=Duration)
     compute_output: Duration = field(default_factory=Duration)
 
-    def add(self, execution: "Execution", count: int = 1) -> None:
+    def add(self, times: "Execution", count: int = 1) -> None:
         """Charge an execution `count` times."""
-        self.compute_input.add(max(execution.input_end - execution.start, 0), count)
-        self.compute_infer.add(max(execution.output_start - execution.input_end, 0), count)
-        self.compute_output.add(max(execution.end - execution.output_start, 0), count)
+        for part, ns in (
+            (self.compute_input, times.input_end - times.start),
+            (self.compute_infer, times.output_start - times.input_end),
+            (self.compute_output, times.end - times.output_start),
+        ):
+            part.count += count
+            part.ns += ns * count
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Execution:
-    """The moments of one execution."""
+    """The moments of one execution, each no earlier than the one before."""
 
     start: int
     input_end: int
     output_start: int
     end: int
-
-
-@dataclass(frozen=True, slots=True)
-class Finished:
-    """One request of an execution: its size, when it arrived, and whether it succeeded."""
-
-    size: int
-    arrived: int
-    succeeded: bool
 
 
 @dataclass(slots=True)
@@ -81,26 +75,21 @@ class ModelStats:
     pending: int = 0
     load_seconds: float = 0.0
 
-    def executed(self, execution: Execution, finished: Sequence[Finished], now: int) -> None:
-        """Account one execution that was given to the backend and answered at `now`.
-
-        Each successful request is charged the whole batch's times once; the batch size's entry is
-        charged once per execution.
-        """
+    def executed(self, times: Execution, size: int) -> None:
+        """Count one execution of a batch of `size` that was given to the backend."""
         self.execution_count += 1
         self.last_inference_ms = time.time_ns() // 1_000_000
-        total = sum(request.size for request in finished)
-        self.batches.setdefault(total, Compute()).add(execution)
-        succeeded = 0
-        for request in finished:
-            if not request.succeeded:
-                self.failed(request.arrived, now, Failure.BACKEND)
-                continue
-            succeeded += 1
-            self.inference_count += request.size
-            self.success.add(now - request.arrived)
-            self.queue.add(max(execution.start - request.arrived, 0))
-        self.compute.add(execution, succeeded)
+        batch = self.batches.get(size)
+        if batch is None:
+            batch = self.batches[size] = Compute()
+        batch.add(times)
+
+    def succeeded(self, arrived: int, now: int, size: int, times: Execution) -> None:
+        """Count a successful request; it is charged the whole time of its batch."""
+        self.inference_count += size
+        self.success.add(now - arrived)
+        self.queue.add(times.start - arrived)
+        self.compute.add(times)
 
     def failed(self, arrived: int, now: int, reason: Failure) -> None:
         """Account a request that was accepted and failed."""

@@ -13,7 +13,7 @@ from microkernel.models.reshape import reshapers
 from microkernel.request import InferRequest, InferResponse
 from microkernel.scheduling.pending import Pending, Scheduler
 from microkernel.scheduling.queue import QueueScheduler
-from microkernel.stats import Execution, Failure, Finished, ModelStats
+from microkernel.stats import Failure, ModelStats
 from microkernel.tensor import Tensor
 from microkernel.workers.contract import Result, Worker
 from microkernel.workers.wire import Answer
@@ -92,19 +92,19 @@ class ModelVersion:
 
     def _finished(self, batch: Sequence[Pending], result: Result) -> None:
         self._scheduler.wake()  # the instance goes on while its results are handed out
-        finished = []
+        now, total = time.monotonic_ns(), 0
         for pending, answer in zip(batch, result.answers, strict=True):
-            succeeded = not isinstance(answer, MicrokernelError)
-            finished.append(Finished(pending.size, pending.arrived_ns, succeeded))
-            if pending.reply.done():
-                continue  # its caller has gone
+            total += pending.size
+            reply = pending.reply
             if isinstance(answer, MicrokernelError):
-                pending.reply.set_exception(answer)
-            else:
-                pending.reply.set_result(self._response(pending.request, answer))
-        times = result.times
-        execution = Execution(result.start, times.input_end, times.output_start, times.end)
-        self.stats.executed(execution, finished, time.monotonic_ns())
+                self.stats.failed(pending.arrived_ns, now, Failure.BACKEND)
+                if not reply.done():
+                    reply.set_exception(answer)
+                continue
+            self.stats.succeeded(pending.arrived_ns, now, pending.size, result.times)
+            if not reply.done():  # else its caller has gone
+                reply.set_result(self._response(pending.request, answer))
+        self.stats.executed(result.times, total)
 
     def _response(self, request: InferRequest, answer: Answer) -> InferResponse:
         outputs = answer.outputs

@@ -8,7 +8,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 
-from microkernel.workers.wire import Kind, split_messages
+from microkernel.workers.wire import Kind, split_messages, whole_message
 
 _RECEIVE = 16 * 1024
 _MOST_DESCRIPTORS = 250  # the kernel allows 253 in one message
@@ -38,6 +38,8 @@ class BlockingChannel:
                 self._descriptors.extend(array.array("i", raw))
             if not data:
                 return None
+            if not self._buffer and (message := whole_message(data)) is not None:
+                return message
             self._buffer += data
             self._ready.extend(split_messages(self._buffer))
         return self._ready.popleft()
@@ -77,6 +79,16 @@ class LoopChannel:
         the death is reported by `on_closed`."""
         if not self._open:
             return
+        if not descriptors and not self._outgoing:
+            try:
+                sent = self._socket.send(message)
+            except BlockingIOError:
+                sent = 0
+            except OSError:
+                return  # the reader sees the end, too
+            if sent == len(message):
+                return
+            message = message[sent:]
         self._outgoing.append((memoryview(message), [os.dup(d) for d in descriptors]))
         if len(self._outgoing) == 1:
             self._write()
@@ -120,6 +132,9 @@ class LoopChannel:
         if not data:
             self.close()
             self._on_closed()
+            return
+        if not self._incoming and (message := whole_message(data)) is not None:
+            self._on_message(*message)
             return
         self._incoming += data
         for kind, body in split_messages(self._incoming):

@@ -18,12 +18,13 @@ from typing import Any
 from microkernel.backend import Backend, Instance, Model, Placement
 from microkernel.config.codec import config_from_json, config_to_json
 from microkernel.request import Outcome
+from microkernel.stats import Execution
 from microkernel.workers import wire
 from microkernel.workers.arena import Block
 from microkernel.workers.channel import BlockingChannel
 from microkernel.workers.hosting import make_backend, settings_from_json
 from microkernel.workers.runner import as_error, run
-from microkernel.workers.wire import Kind, Schema, Times
+from microkernel.workers.wire import Kind, Schema
 
 log = logging.getLogger("microkernel.worker")
 
@@ -83,15 +84,15 @@ class _InstanceLoop:
         self._blocks.pop(wire.read_unmap(body)).close()
         return 0
 
-    def _execute(self, instance: Instance, body: bytes) -> tuple[Sequence[Outcome], Times]:
+    def _execute(self, instance: Instance, body: bytes) -> tuple[Sequence[Outcome], Execution]:
         inputs = self._blocks[wire.read_blocks(body)[0]]
         batch = wire.read_execute(body, self._schema, inputs.view, self._model)
-        times = Times(input_end=time.monotonic_ns())
+        times = Execution(0, time.monotonic_ns(), 0, 0)
         outcomes = run(instance, batch, self._schema)
         times.output_start = time.monotonic_ns()
         return outcomes, times
 
-    def _answer(self, outcomes: Sequence[Outcome], times: Times, output_block: int) -> None:
+    def _answer(self, outcomes: Sequence[Outcome], times: Execution, output_block: int) -> None:
         offsets, total = wire.place(outcomes)
         if total:
             wire.write(outcomes, offsets, self._room(output_block, total).view)

@@ -9,7 +9,8 @@ from microkernel.backend import BackendType, Placement
 from microkernel.config.model import ModelConfig
 from microkernel.errors import MicrokernelError
 from microkernel.request import InferRequest
-from microkernel.workers.wire import Answer, Times
+from microkernel.stats import Execution
+from microkernel.workers.wire import Answer
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,11 +27,10 @@ class Hosted:
 
 @dataclass(slots=True)
 class Result:
-    """What became of a batch: when its gathering began (ns, monotonic), when the worker was done
-    with each part, and an answer or an error per request, in order."""
+    """What became of a batch: its moments on the monotonic clock, from the beginning of gathering,
+    and an answer or an error per request, in order."""
 
-    start: int
-    times: Times
+    times: Execution
     answers: Sequence[Answer | MicrokernelError]
 
 

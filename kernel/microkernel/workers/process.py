@@ -19,13 +19,14 @@ from microkernel.config.codec import config_from_json, config_to_json
 from microkernel.config.model import ModelConfig
 from microkernel.errors import MicrokernelError, Unavailable, error_from
 from microkernel.request import InferRequest
+from microkernel.stats import Execution
 from microkernel.workers import wire
 from microkernel.workers.arena import Block, BlockPool, block_size
 from microkernel.workers.channel import LoopChannel
 from microkernel.workers.contract import Done, Hosted, Lost, Result
 from microkernel.workers.hosting import settings_to_json
 from microkernel.workers.spawning import ForkServers, Spawned
-from microkernel.workers.wire import Kind, Plan, Schema, Times
+from microkernel.workers.wire import Kind, Plan, Schema
 
 log = structlog.get_logger()
 
@@ -116,15 +117,16 @@ class ProcessInstance:
     def _result(self, body: bytes) -> None:
         block, self._output = self._output, None
         view = memoryview(b"") if block is None else self._pool.lease(block)
-        times, answers = wire.read_result(body, self._schema, view)
+        answers = wire.read_result(body, self._schema, view)
         del view
-        self._finish(Result(self._start, times, answers))
+        self._finish(Result(wire.read_times(body, self._start), answers))
 
     def fail(self, error: MicrokernelError) -> None:
         """Answer the running batch, if there is one, with an error."""
         now = time.monotonic_ns()
         if self._done is not None:
-            self._finish(Result(self._start, Times(now, now, now), [error] * self._count))
+            times = Execution(self._start, now, now, now)
+            self._finish(Result(times, [error] * self._count))
 
     def _finish(self, result: Result) -> None:
         done, self._done = self._done, None

@@ -19,11 +19,12 @@ from microkernel.batch import Batch
 from microkernel.config.model import ModelConfig
 from microkernel.errors import MicrokernelError
 from microkernel.request import InferRequest, Outcome
+from microkernel.stats import Execution
 from microkernel.workers import wire
 from microkernel.workers.contract import Done, Hosted, Lost, Result
 from microkernel.workers.hosting import make_backend
 from microkernel.workers.runner import as_error, run
-from microkernel.workers.wire import Answer, Schema, Times
+from microkernel.workers.wire import Answer, Schema
 
 log = structlog.get_logger()
 
@@ -100,14 +101,14 @@ class ThreadInstance:
     def _execute(
         self, instance: Instance, requests: Sequence[InferRequest], sizes: Sequence[int]
     ) -> Result:
-        start = time.monotonic_ns()
+        times = Execution(time.monotonic_ns(), 0, 0, 0)
         batch = _batch(requests, sizes, self._schema)
-        times = Times(input_end=time.monotonic_ns())
+        times.input_end = time.monotonic_ns()
         outcomes = run(instance, batch, self._schema)
         times.output_start = time.monotonic_ns()
         answers = [_kept(outcome) for outcome in outcomes]
         times.end = time.monotonic_ns()
-        return Result(start, times, answers)
+        return Result(times, answers)
 
 
 def _batch(requests: Sequence[InferRequest], sizes: Sequence[int], schema: Schema) -> Batch:

@@ -16,6 +16,7 @@ from microkernel.config.model import ModelConfig
 from microkernel.errors import MicrokernelError, error_from
 from microkernel.request import NO_PARAMETERS, InferRequest, Outcome, Parameters
 from microkernel.request import Sequence as Seq
+from microkernel.stats import Execution
 from microkernel.tensor import BY_CONFIG_NAME, BY_NUMBER, DataType, Shape, Tensor
 from microkernel.workers.arena import aligned
 
@@ -69,15 +70,6 @@ class Schema:
 
 
 @dataclass(slots=True)
-class Times:
-    """When the worker was done with each part of a batch, in ns of the monotonic clock."""
-
-    input_end: int = 0
-    output_start: int = 0
-    end: int = 0
-
-
-@dataclass(slots=True)
 class Plan:
     """Where the inputs of a batch lie in the input block: per input its position in the
     configuration and its offset; `requests` with their inputs in configuration order."""
@@ -89,12 +81,21 @@ class Plan:
 
 def plan(requests: Sequence[InferRequest], schema: Schema) -> Plan:
     """Lay out a batch whose requests all have the same inputs in configuration order."""
-    position, inputs, first = 0, [], iter(enumerate(schema.inputs))
-    for column, tensor in enumerate(requests[0].inputs):
-        index = next(i for i, (name, _) in first if name == tensor.name)
+    position, inputs, first = 0, [], requests[0]
+    for column, index in enumerate(_columns(first, schema)):
         inputs.append((index, position))
-        position = aligned(position + sum(len(r.inputs[column].data) for r in requests))
+        for request in requests:
+            position += len(request.inputs[column].data)
+        position = aligned(position)
     return Plan(requests, inputs, position)
+
+
+def _columns(request: InferRequest, schema: Schema) -> Sequence[int]:
+    """The position in the configuration of each of the request's inputs."""
+    if len(request.inputs) == len(schema.inputs):
+        return range(len(schema.inputs))
+    names = iter(enumerate(schema.inputs))
+    return [next(i for i, (name, _) in names if name == t.name) for t in request.inputs]
 
 
 def gather(plan: Plan, block: memoryview) -> None:
@@ -142,6 +143,14 @@ def split_messages(buffer: bytearray) -> Iterator[tuple[Kind, bytes]]:
         body = bytes(buffer[HEADER_SIZE:end])
         del buffer[:end]
         yield Kind(kind), body
+
+
+def whole_message(data: bytes) -> tuple[Kind, bytes] | None:
+    """The message, where exactly one was received, which is nearly always; else None."""
+    if len(data) < HEADER_SIZE:
+        return None
+    length, kind = _HEADER.unpack_from(data)
+    return (Kind(kind), data[HEADER_SIZE:]) if len(data) == HEADER_SIZE + length else None
 
 
 def read_map(body: bytes) -> tuple[int, int]:
@@ -322,7 +331,7 @@ def _tensors(outcomes: Sequence[Outcome]) -> Iterator[Tensor]:
 
 
 def result_message(
-    outcomes: Sequence[Outcome], offsets: Sequence[int], schema: Schema, times: Times
+    outcomes: Sequence[Outcome], offsets: Sequence[int], schema: Schema, times: Execution
 ) -> bytes:
     """The descriptor of outcomes whose outputs have been written to `offsets`."""
     head = _RESULT.pack(times.input_end, times.output_start, times.end, len(outcomes))
@@ -350,12 +359,16 @@ class Answer:
     parameters: Parameters
 
 
-def read_result(
-    body: bytes, schema: Schema, block: memoryview
-) -> tuple[Times, list[Answer | MicrokernelError]]:
+def read_times(body: bytes, start: int) -> Execution:
+    """The moments of an execution that began at `start`, from its RESULT message."""
+    input_end, output_start, end, _ = _RESULT.unpack_from(body)
+    return Execution(start, input_end, output_start, end)
+
+
+def read_result(body: bytes, schema: Schema, block: memoryview) -> list[Answer | MicrokernelError]:
     """The outcomes of a batch; output tensors are views on `block`."""
     reader = _Reader(body)
-    input_end, output_start, end, count = reader.take(_RESULT)
+    *_, count = reader.take(_RESULT)
     answers: list[Answer | MicrokernelError] = []
     for _ in range(count):
         failed, extras_length, outputs = reader.take(_OUTCOME)
@@ -369,4 +382,4 @@ def read_result(
             shape, data = reader.take_dims(rank), block[start : start + nbytes]
             tensors.append(Tensor(schema.outputs[index], BY_NUMBER[number], shape, data))
         answers.append(Answer(tuple(tensors), json.loads(extras) if extras else NO_PARAMETERS))
-    return Times(input_end, output_start, end), answers
+    return answers
