@@ -12,6 +12,7 @@ def register_backends(register: RegisterBackend) -> None:
             factory="microkernel_python.backend:PythonBackend",
             filenames=("model.py",),
             worker="instance",
+            gpu=True,
             preload=("microkernel_python.backend",),
         )
     )
