@@ -32,6 +32,7 @@ from microkernel.errors import (
     error_from,
 )
 from microkernel.frontend import Frontend, FrontendFactory
+from microkernel.host import processors
 from microkernel.options import option
 from microkernel.port import (
     ModelIndex,
@@ -142,5 +143,6 @@ __all__ = [
     "hookimpl",
     "option",
     "parse_version",
+    "processors",
     "raw_view",
 ]

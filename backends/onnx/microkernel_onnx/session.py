@@ -7,7 +7,7 @@ from typing import Any
 
 import onnxruntime
 
-from microkernel import Internal, MicrokernelError, ModelConfig, Unavailable
+from microkernel import Internal, MicrokernelError, ModelConfig, Unavailable, processors
 from microkernel_onnx.options import Options
 
 _ERROR = re.compile(r"\[ONNXRuntimeError\] : (\d+) : \w+ : (.*)", re.DOTALL)
@@ -56,7 +56,7 @@ def session_options(options: Options) -> Any:
     native.graph_optimization_level = _LEVELS.get(
         options.graph_level, onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
     )
-    native.intra_op_num_threads = options.intra_op_threads or _processors()
+    native.intra_op_num_threads = options.intra_op_threads or processors()
     native.inter_op_num_threads = options.inter_op_threads
     native.enable_cpu_mem_arena = options.memory_arena
     native.enable_mem_pattern = options.memory_pattern
@@ -84,9 +84,3 @@ def failure(error: Exception) -> MicrokernelError:
     match = _ERROR.fullmatch(text)
     code, message = match.groups() if match else (_GENERAL_FAILURE, text or type(error).__name__)
     return Internal(f"onnx runtime error {code}: {message}")
-
-
-def _processors() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

@@ -87,12 +87,13 @@ class RequestChecker:
         return batch
 
     def _look(self, request: InferRequest) -> Checked:
+        tag = request.tag()
+        self._check_repeated(request.inputs, tag)
         for name in request.outputs:
             if name not in self._outputs:
                 raise InvalidArgument(
                     f"unexpected inference output '{name}' for model '{self._model}'"
                 )
-        tag = request.tag()
         self._check_names(request.inputs, tag)
         size = self._batch_size(request.inputs, tag)
         for tensor in request.inputs:
@@ -107,19 +108,23 @@ class RequestChecker:
     def _check_names(self, inputs: Sequence[Tensor], tag: str) -> None:
         if not self._required <= len(inputs) <= len(self._inputs):
             raise InvalidArgument(tag + self._wrong_count(inputs))
-        seen: set[str] = set()
         for tensor in inputs:
             if tensor.name not in self._by_name:
                 raise InvalidArgument(
                     f"unexpected inference input '{tensor.name}' for model '{self._model}'"
                 )
+        given = {tensor.name for tensor in inputs}
+        if self._required < len(self._inputs) and any(
+            not entry.optional and entry.name not in given for entry in self._inputs
+        ):
+            raise InvalidArgument(tag + self._wrong_count(inputs))
+
+    def _check_repeated(self, inputs: Sequence[Tensor], tag: str) -> None:
+        seen: set[str] = set()
+        for tensor in inputs:
             if tensor.name in seen:
                 raise InvalidArgument(f"{tag}input '{tensor.name}' already exists in request")
             seen.add(tensor.name)
-        if self._required < len(self._inputs) and any(
-            not entry.optional and entry.name not in seen for entry in self._inputs
-        ):
-            raise InvalidArgument(tag + self._wrong_count(inputs))
 
     def _wrong_count(self, inputs: Sequence[Tensor]) -> str:
         got, most = len(inputs), len(self._inputs)
@@ -172,6 +177,9 @@ class RequestChecker:
             self._check_elements(tensor, tag)
             return
         expected = element_count(tensor.shape) * entry.datatype.size
+        if expected == len(tensor.data) and self._largest > 0 and tensor.shape[0] == 0:
+            # Triton counts a batch of none as one, so its data never suffices.
+            expected = element_count(tensor.shape[1:]) * entry.datatype.size
         if expected != len(tensor.data):
             raise InvalidArgument(
                 f"{tag}input byte size mismatch for input '{tensor.name}' for model "

@@ -95,15 +95,15 @@ class Loader:
         configuration is wrong."""
         began = time.monotonic()
         hosted = self._hosted(config, directory, version)
-        first = await self._launch(hosted, _worker_kind(config, hosted.backend))
+        kind = _worker_kind(config, hosted.backend)
+        first = await self._launch(hosted, kind)
         try:
             config = await self._completed(config, hosted, first)
+            model = ModelVersion(config, version, lambda events: self._crew(config, hosted, events))
+            await model.start(first)
         except BaseException:
             await first.stop()
             raise
-        kind = _worker_kind(config, hosted.backend)
-        model = ModelVersion(config, version, lambda events: self._crew(config, hosted, events))
-        await model.start(first)
         model.stats.load_seconds = time.monotonic() - began
         log.info(
             "model loaded",

@@ -224,3 +224,5 @@ def main(sock: socket.socket) -> None:
         except (Exception, SystemExit) as error:
             log.debug("order failed", exc_info=True)
             _send_failure(control, error)
+            if kind is Kind.START:
+                return  # the server closes the sockets of instances only, which nobody reads

@@ -100,10 +100,12 @@ class ProcessInstance:
         try:
             if kind is Kind.NEED:
                 self._lend(wire.read_need(body))
-            else:
-                self._result(body)
+                return
+            result = self._result(body)
         except (struct.error, ValueError, LookupError) as error:
             self._kill(f"it sent a message that cannot be read: {error!r}")
+            return
+        self._finish(result)
 
     def _lend(self, needed: int) -> None:
         small, self._output = self._output, None
@@ -114,12 +116,12 @@ class ProcessInstance:
             return
         self._channel.send(wire.need_message(self._output.number))
 
-    def _result(self, body: bytes) -> None:
+    def _result(self, body: bytes) -> Result:
         block, self._output = self._output, None
         view = memoryview(b"") if block is None else self._pool.lease(block)
         answers = wire.read_result(body, self._schema, view)
         del view
-        self._finish(Result(wire.read_times(body, self._start), answers))
+        return Result(wire.read_times(body, self._start), answers)
 
     def fail(self, error: MicrokernelError) -> None:
         """Answer the running batch, if there is one, with an error."""

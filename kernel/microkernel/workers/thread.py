@@ -37,18 +37,20 @@ class _Homecoming:
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._results: deque[tuple[Done, Result]] = deque()
+        self._woken = False
 
     def bring(self, done: Done, result: Result) -> None:
         """Have `done(result)` called on the loop."""
         self._results.append((done, result))
-        if len(self._results) == 1:
+        if not self._woken:
+            self._woken = True
             self._loop.call_soon_threadsafe(self._deliver)
 
     def _deliver(self) -> None:
+        self._woken = False  # first: what is brought from now on wakes the loop again
         while self._results:
-            done, result = self._results[0]
-            done(result)
-            self._results.popleft()
+            done, result = self._results.popleft()
+            self._loop.call_soon(done, result)
 
 
 class ThreadInstance:
@@ -177,8 +179,10 @@ class ThreadWorker:
     def _stop(self) -> None:
         for instance in self._instances:
             instance.stop()
+        self._instances = []
         if self._model is not None:
             self._model.unload()
+            self._model = None
 
 
 def _ours(call: Callable[[ModelConfig], T], config: ModelConfig) -> T:
