@@ -101,7 +101,8 @@ class App:
         self._stopping.set()
 
     async def _start(self, catalogue: Catalogue, wanted: Sequence[str] | None) -> bool:
-        """Load the models and listen; whether the server serves."""
+        """Load the models and listen. False where something went wrong; a signal that comes while
+        models are loaded ends the loading and is nothing wrong."""
         began = time.monotonic()
         loading = asyncio.ensure_future(catalogue.load_all(wanted))
         stopping = asyncio.ensure_future(self._stopping.wait())
@@ -110,7 +111,7 @@ class App:
         if not loading.done():
             loading.cancel()
             await asyncio.gather(loading, return_exceptions=True)
-            return False
+            return True
         await loading
         self._show_models()
         if self._settings.exit_on_error and (failed := self._table.failures()):

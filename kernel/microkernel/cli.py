@@ -34,7 +34,7 @@ class _Verbosity(click.ParamType[int]):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         words = {"true": 1, "false": 0}
         try:
-            return words.get(str(value).lower(), -1) if str(value).isalpha() else int(value)
+            return int(words.get(str(value).lower(), value))
         except ValueError:
             self.fail(f"{value!r} is not a number", param, ctx)
 
@@ -88,7 +88,10 @@ class _Run(click.Command):
 
     @staticmethod
     def _plugins(ctx: click.Context) -> Plugins:
-        found: Plugins = ctx.meta.setdefault("microkernel.plugins", discover())
+        key = "microkernel.plugins"
+        if key not in ctx.meta:
+            ctx.meta[key] = discover()
+        found: Plugins = ctx.meta[key]
         return found
 
     def invoke(self, ctx: click.Context) -> int:

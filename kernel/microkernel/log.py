@@ -71,12 +71,16 @@ class _Forward(logging.Handler):
     """Hands records of the standard `logging` (libraries, thread workers) to structlog."""
 
     def emit(self, record: logging.LogRecord) -> None:
+        try:
+            event = record.getMessage()
+        except Exception:  # noqa: BLE001 - a model's log line must not fail its request
+            event = f"{record.msg!r}, whose arguments do not fit it"
         method = record.levelname.lower()
         fields: dict[str, Any] = {"logger": record.name}
         if record.exc_info:
             fields["exc_info"] = record.exc_info
         log = structlog.get_logger()
-        getattr(log, method, log.error)(record.getMessage(), **fields)
+        getattr(log, method, log.error)(event, **fields)
 
 
 def _forward_standard_logging() -> None:

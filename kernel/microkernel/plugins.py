@@ -58,7 +58,7 @@ class Plugin:
         """The modules that the plug-in needs and that cannot be imported here."""
         modules = {module for backend in self.backends for module in backend.requires}
         modules |= {module for frontend in self.frontends for module in frontend.requires}
-        return sorted(m for m in modules if importlib.util.find_spec(m) is None)
+        return sorted(module for module in modules if not _importable(module))
 
     def remedy(self) -> str:
         """What would make the plug-in available: "" if it is."""
@@ -66,9 +66,19 @@ class Plugin:
             return self.error
         if not (missing := self.missing()):
             return ""
-        extras = sorted({b.extra for b in self.backends} | {f.extra for f in self.frontends})
-        package = f"{self.distribution}[{','.join(extras)}]" if extras else " ".join(missing)
+        extras = {b.extra for b in self.backends} | {f.extra for f in self.frontends}
+        extras.discard("")
+        package = (
+            f"{self.distribution}[{','.join(sorted(extras))}]" if extras else " ".join(missing)
+        )
         return f"needs {', '.join(missing)}: pip install '{package}'"
+
+
+def _importable(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ImportError:  # a parent of it is missing
+        return False
 
 
 class Plugins:
@@ -133,7 +143,9 @@ def _read(file: Path) -> dict[str, dict[str, Any]]:
         raise InvalidArgument(
             f"{file}: unknown key '{next(iter(document))}'; only 'plugins' is known"
         )
-    for name, entry in tables.items() if isinstance(tables, dict) else [("", None)]:
+    if not isinstance(tables, dict):
+        raise InvalidArgument(f"{file}: 'plugins' must be a table")
+    for name, entry in tables.items():
         if not isinstance(entry, dict):
             raise InvalidArgument(f"{file}: 'plugins.{name}' must be a table")
         if not isinstance(entry.get("enabled", True), bool):
@@ -175,7 +187,7 @@ def _ask(point: EntryPoint, enabled: bool) -> Plugin:
         hook.register_options(register=_keeper(plugin))
         hook.register_backends(register=plugin.backends.append)
         hook.register_frontends(register=_FrontendRegister(plugin))
-    except Exception as error:  # noqa: BLE001 - a stranger's module; one plug-in must not stop all
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - one plug-in must not stop all
         plugin.error = f"cannot be used: {type(error).__name__}: {error}"
         plugin.backends, plugin.frontends = [], []
     return plugin

@@ -3,10 +3,8 @@
 from collections.abc import Sequence
 from importlib.metadata import version as package_version
 
-from microkernel import metrics
 from microkernel.config.model import ModelConfig, ModelInput, ModelOutput
 from microkernel.errors import Unavailable
-from microkernel.metrics import Series
 from microkernel.models.table import ModelTable
 from microkernel.port import ModelIndex, ModelMetadata, ServerMetadata, TensorMetadata
 from microkernel.request import LATEST, InferRequest, InferResponse
@@ -82,7 +80,9 @@ class KernelServer:
 
     async def metrics(self) -> bytes:
         """See `Server.metrics`."""
-        return metrics.page(
+        from microkernel.metrics import Series, page  # noqa: PLC0415 - imports prometheus_client
+
+        return page(
             Series(
                 {
                     "model": model.config.name,

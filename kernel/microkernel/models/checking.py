@@ -43,7 +43,7 @@ class _Input:
         if tensor.datatype is not self.datatype or len(shape) != len(self.dims) or not expected:
             return False
         for size, dim in zip(shape, self.dims, strict=True):
-            if dim not in (-1, size):
+            if dim not in (-1, size) or size < 0:
                 return False
             expected *= size
         return expected == len(tensor.data)
@@ -167,6 +167,11 @@ class RequestChecker:
                 f"{tag}inference input '{tensor.name}' data-type is '{tensor.datatype.name}', but "
                 f"model '{self._model}' expects '{entry.datatype.name}'"
             )
+        if tensor.shape and min(tensor.shape) < 0:
+            raise InvalidArgument(
+                f"{tag}All input dimensions should be specified for input '{tensor.name}' for "
+                f"model '{self._model}', got {_dims(tensor.shape)}"
+            )
         if not _fits(tensor.shape, entry.dims):
             note = _NOTE if self._largest > 0 else ""
             raise InvalidArgument(
@@ -176,18 +181,24 @@ class RequestChecker:
         if tensor.datatype is BYTES:
             self._check_elements(tensor, tag)
             return
-        expected = element_count(tensor.shape) * entry.datatype.size
-        if expected == len(tensor.data) and self._largest > 0 and tensor.shape[0] == 0:
-            # Triton counts a batch of none as one, so its data never suffices.
-            expected = element_count(tensor.shape[1:]) * entry.datatype.size
+        expected = self._expected(tensor, len(tensor.data) // entry.datatype.size)
+        expected *= entry.datatype.size
         if expected != len(tensor.data):
             raise InvalidArgument(
                 f"{tag}input byte size mismatch for input '{tensor.name}' for model "
                 f"'{self._model}'. Expected {expected}, got {len(tensor.data)}"
             )
 
+    def _expected(self, tensor: Tensor, count: int) -> int:
+        """How many elements a tensor that holds `count` should hold. Triton counts a batch of none
+        as one, so its data never suffices."""
+        expected = element_count(tensor.shape)
+        if expected == count and self._largest > 0 and tensor.shape[0] == 0:
+            return element_count(tensor.shape[1:])
+        return expected
+
     def _check_elements(self, tensor: Tensor, tag: str) -> None:
-        expected, count, position = element_count(tensor.shape), 0, 0
+        count, position = 0, 0
         data = memoryview(tensor.data)
         end = len(data)
         while position < end:
@@ -205,6 +216,7 @@ class RequestChecker:
                     f"incomplete string data for inference input '{tensor.name}', expecting string "
                     f"of length {length} but only {end - position + length} bytes available"
                 )
+        expected = self._expected(tensor, count)
         if count < expected:
             raise InvalidArgument(
                 f"{tag}expected {expected} string elements for inference input '{tensor.name}' "

@@ -79,14 +79,12 @@ class Crew:
         """Start every worker; `first` is one that runs already. Raises when one cannot start; the
         others are stopped then."""
         workers = [first, *([None] * (len(self._seats) - 1))]
-        results = await asyncio.gather(
-            *(self._fill(seat, worker) for seat, worker in zip(self._seats, workers, strict=True)),
-            return_exceptions=True,
-        )
-        for result in results:
-            if isinstance(result, BaseException):
-                await self.stop()
-                raise result
+        fills = [self._fill(*pair) for pair in zip(self._seats, workers, strict=True)]
+        try:
+            await _all(fills)
+        except BaseException:
+            await self.stop()
+            raise
 
     async def _fill(self, seat: _Seat, worker: Worker | None) -> None:
         worker = worker or await self._launch()
@@ -186,6 +184,13 @@ class Crew:
         for seat in self._seats:
             seat.worker, seat.instances = None, ()
         self._free.clear()
+
+
+async def _all(calls: Sequence[Awaitable[None]]) -> None:
+    """Wait for every call to end, then raise the first error."""
+    for result in await asyncio.gather(*calls, return_exceptions=True):
+        if isinstance(result, BaseException):
+            raise result
 
 
 def seats(placements: Sequence[Placement], worker: str) -> list[list[Placement]]:

@@ -100,10 +100,10 @@ class Loader:
         try:
             config = await self._completed(config, hosted, first)
             model = ModelVersion(config, version, lambda events: self._crew(config, hosted, events))
-            await model.start(first)
         except BaseException:
             await first.stop()
             raise
+        await model.start(first)  # which stops every worker where one fails
         model.stats.load_seconds = time.monotonic() - began
         log.info(
             "model loaded",

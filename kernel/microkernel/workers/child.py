@@ -37,9 +37,13 @@ class _ControlHandler(logging.Handler):
         self._control = control
 
     def emit(self, record: logging.LogRecord) -> None:
+        try:
+            event = record.getMessage()
+        except Exception:  # noqa: BLE001 - a model's log line must not fail its request
+            event = f"{record.msg!r}, whose arguments do not fit it"
         document = {
-            "level": record.levelname.lower(),
-            "event": record.getMessage(),
+            "level": _level(record.levelno),
+            "event": event,
             "logger": record.name,
             "file": record.filename,
             "line": record.lineno,
@@ -50,6 +54,12 @@ class _ControlHandler(logging.Handler):
             self._control.send(wire.control_message(Kind.LOG, document))
         except OSError:
             os._exit(1)  # the server is gone
+
+
+def _level(number: int) -> str:
+    """The name of the standard level at or below a number; libraries add levels of their own."""
+    names = {logging.ERROR: "error", logging.WARNING: "warning", logging.INFO: "info"}
+    return next((name for level, name in names.items() if number >= level), "debug")
 
 
 class _InstanceLoop:
@@ -197,6 +207,9 @@ def _serve(loop: _InstanceLoop, placement: Placement, model: Model, made: _Made)
         loop.serve(instance)
     except OSError:
         os._exit(1)  # the server is gone
+    except BaseException:
+        log.critical("instance %s cannot go on", placement.name, exc_info=True)
+        os._exit(1)  # a thread that just ended would leave its requests waiting
     try:
         instance.close()
     except Exception:

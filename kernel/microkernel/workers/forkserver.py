@@ -58,10 +58,13 @@ class ForkServer:
 
     def _answer(self) -> bool:
         """Fork for every order that has come; False when the server is gone."""
-        while self._channel.receive() is not None:
-            self._fork(self._channel.take_descriptor())
-            if not self._channel.buffered:
-                return True
+        try:
+            while self._channel.receive() is not None:
+                self._fork(self._channel.take_descriptor())
+                if not self._channel.buffered:
+                    return True
+        except ConnectionError:
+            pass  # the server has gone without reading our last news
         return False
 
     def _fork(self, descriptor: int) -> None:

@@ -286,6 +286,8 @@ class ProcessWorker:
             instance.close()
         if not self._instances:
             self._control.close()
+        if self._answer is not None:
+            self._signal(signal.SIGKILL)  # busy with an order, for which nobody waits any more
         try:
             await asyncio.wait_for(asyncio.shield(self._exit), STOP_LIMIT)
         except TimeoutError:

@@ -24,16 +24,16 @@ def run(instance: Instance, batch: Batch, schema: Schema) -> list[Outcome]:
     """
     try:
         outcomes = instance.execute(batch)
+        if len(outcomes) != len(batch):
+            text = f"the backend gave {len(outcomes)} outcomes for a batch of {len(batch)} requests"
+            return [Internal(text)] * len(batch)
+        pairs = zip(batch.requests, outcomes, strict=True)
+        return [_checked(request, outcome, schema) for request, outcome in pairs]
     except MicrokernelError as error:
         return [error] * len(batch)
     except (Exception, SystemExit) as error:
         log.exception("backend failed")
         return [as_error(error)] * len(batch)
-    if len(outcomes) != len(batch):
-        text = f"the backend gave {len(outcomes)} outcomes for a batch of {len(batch)} requests"
-        return [Internal(text)] * len(batch)
-    pairs = zip(batch.requests, outcomes, strict=True)
-    return [_checked(request, outcome, schema) for request, outcome in pairs]
 
 
 def as_error(error: BaseException) -> MicrokernelError:
@@ -51,10 +51,20 @@ def _checked(request: InferRequest, outcome: Outcome, schema: Schema) -> Outcome
     for tensor in kept:
         if fault := _fault(tensor):
             return Internal(fault)
+    for key, value in outcome.parameters.items():
+        if not _is_parameter(value):
+            return Internal(
+                f"response parameter '{key}' must be a boolean, a number or text, got {value!r}"
+            )
     return outcome if len(kept) == len(outcome.outputs) else replace(outcome, outputs=kept)
 
 
 def _fault(tensor: Tensor) -> str:
+    if not _is_flat(tensor.data):
+        return (
+            f"output '{tensor.name}' should hold a flat buffer of bytes, the backend gave "
+            f"{tensor.data!r:.100}"
+        )
     size = tensor.datatype.size
     expected = element_count(tensor.shape) * size
     if size and len(tensor.data) != expected:
@@ -63,3 +73,13 @@ def _fault(tensor: Tensor) -> str:
             f"the backend gave {len(tensor.data)}"
         )
     return ""
+
+
+def _is_parameter(value: object) -> bool:
+    return isinstance(value, bool | int | float | str)
+
+
+def _is_flat(data: object) -> bool:
+    if isinstance(data, memoryview):
+        return data.format == "B" and data.ndim == 1
+    return isinstance(data, bytes | bytearray)

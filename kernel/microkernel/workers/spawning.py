@@ -40,7 +40,7 @@ class _ForkServer:
         self._process = process
         self._loop = asyncio.get_running_loop()
         self._channel = LoopChannel(sock, self._message, self._closed)
-        self._waiting: deque[asyncio.Future[int]] = deque()
+        self._waiting: deque[asyncio.Future[tuple[int, asyncio.Future[int]]]] = deque()
         self._exits: dict[int, asyncio.Future[int]] = {}
         self._ready: asyncio.Future[int] = self._loop.create_future()
         self.alive = True
@@ -48,21 +48,20 @@ class _ForkServer:
     async def fork(self, control: socket.socket) -> tuple[int, "asyncio.Future[int]"]:
         """A new worker that talks through `control`: its pid and its exit code to come."""
         await asyncio.shield(self._ready)
-        answer: asyncio.Future[int] = self._loop.create_future()
+        answer: asyncio.Future[tuple[int, asyncio.Future[int]]] = self._loop.create_future()
         self._waiting.append(answer)
         self._channel.send(wire.control_message(Kind.FORK, None), [control.fileno()])
-        pid = await answer
-        return pid, self._exits[pid]
+        return await answer
 
     def _message(self, kind: Kind, body: bytes) -> None:
         document: Any = json.loads(body)
         if kind is Kind.DONE:
             self._ready.set_result(document)
         elif kind is Kind.FORK:
-            self._exits[document] = self._loop.create_future()
+            self._exits[document] = exit_code = self._loop.create_future()
             waiting = self._waiting.popleft()
             if not waiting.done():
-                waiting.set_result(document)
+                waiting.set_result((document, exit_code))
         else:
             pid, code = document
             self._exits.pop(pid).set_result(code)
@@ -70,7 +69,8 @@ class _ForkServer:
     def _closed(self) -> None:
         self.alive = False
         error = Unavailable("the fork server ended before it could start a worker")
-        for future in [self._ready, *self._waiting]:
+        futures: list[asyncio.Future[Any]] = [self._ready, *self._waiting]
+        for future in futures:
             if not future.done():
                 future.set_exception(error)
         for exit_code in self._exits.values():
