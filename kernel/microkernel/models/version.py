@@ -16,7 +16,7 @@ from microkernel.scheduling.queue import QueueScheduler
 from microkernel.stats import Failure, ModelStats
 from microkernel.tensor import Tensor
 from microkernel.workers.contract import Result, Worker
-from microkernel.workers.wire import Answer
+from microkernel.workers.descriptors import Answer
 
 
 class ModelVersion:

@@ -24,6 +24,7 @@ class QueueScheduler:
         self._queue: deque[Pending] = deque()
         self._timer: asyncio.TimerHandle | None = None
         self._closed = False
+        self._waking = False
 
     @classmethod
     def of(cls, config: ModelConfig, executor: Executor) -> "QueueScheduler":
@@ -43,6 +44,15 @@ class QueueScheduler:
 
     def wake(self) -> None:
         """Dispatch as long as the executor is idle and the policy says so."""
+        if self._waking:
+            return  # an executor that answers a batch at once; the loop below goes on
+        self._waking = True
+        try:
+            self._dispatch()
+        finally:
+            self._waking = False
+
+    def _dispatch(self) -> None:
         self._cancel_timer()
         while self._queue and self._executor.idle():
             match self._policy.decide(self._queue, self._loop.time()):

@@ -19,12 +19,13 @@ from microkernel.backend import Backend, Instance, Model, Placement
 from microkernel.config.codec import config_from_json, config_to_json
 from microkernel.request import Outcome
 from microkernel.stats import Execution
-from microkernel.workers import wire
+from microkernel.workers import descriptors, wire
 from microkernel.workers.arena import Block
 from microkernel.workers.channel import BlockingChannel
+from microkernel.workers.descriptors import Schema
 from microkernel.workers.hosting import make_backend, settings_from_json
 from microkernel.workers.runner import as_error, run
-from microkernel.workers.wire import Kind, Schema
+from microkernel.workers.wire import Kind
 
 log = logging.getLogger("microkernel.worker")
 
@@ -75,7 +76,7 @@ class _InstanceLoop:
         """Execute batches until the end of the channel."""
         while (message := self._next()) is not None:
             outcomes, times = self._execute(instance, message)
-            self._answer(outcomes, times, wire.read_blocks(message)[1])
+            self._answer(outcomes, times, descriptors.read_blocks(message)[1])
 
     def _next(self) -> bytes | None:
         """The next EXECUTE message or answer to NEED; blocks are mapped and unmapped on the way."""
@@ -95,19 +96,19 @@ class _InstanceLoop:
         return 0
 
     def _execute(self, instance: Instance, body: bytes) -> tuple[Sequence[Outcome], Execution]:
-        inputs = self._blocks[wire.read_blocks(body)[0]]
-        batch = wire.read_execute(body, self._schema, inputs.view, self._model)
+        inputs = self._blocks[descriptors.read_blocks(body)[0]]
+        batch = descriptors.read_execute(body, self._schema, inputs.view, self._model)
         times = Execution(0, time.monotonic_ns(), 0, 0)
         outcomes = run(instance, batch, self._schema)
         times.output_start = time.monotonic_ns()
         return outcomes, times
 
     def _answer(self, outcomes: Sequence[Outcome], times: Execution, output_block: int) -> None:
-        offsets, total = wire.place(outcomes)
+        offsets, total = descriptors.place(outcomes)
         if total:
-            wire.write(outcomes, offsets, self._room(output_block, total).view)
+            descriptors.write(outcomes, offsets, self._room(output_block, total).view)
         times.end = time.monotonic_ns()
-        self._channel.send(wire.result_message(outcomes, offsets, self._schema, times))
+        self._channel.send(descriptors.result_message(outcomes, offsets, self._schema, times))
 
     def _room(self, number: int, total: int) -> Block:
         """The output block given, or a larger one asked for in its place."""

@@ -10,7 +10,7 @@ from microkernel.config.model import ModelConfig
 from microkernel.errors import MicrokernelError
 from microkernel.request import InferRequest
 from microkernel.stats import Execution
-from microkernel.workers.wire import Answer
+from microkernel.workers.descriptors import Answer
 
 
 @dataclass(frozen=True, slots=True)

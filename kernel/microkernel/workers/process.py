@@ -20,13 +20,14 @@ from microkernel.config.model import ModelConfig
 from microkernel.errors import MicrokernelError, Unavailable, error_from
 from microkernel.request import InferRequest
 from microkernel.stats import Execution
-from microkernel.workers import wire
+from microkernel.workers import descriptors, wire
 from microkernel.workers.arena import Block, BlockPool, block_size
 from microkernel.workers.channel import LoopChannel
 from microkernel.workers.contract import Done, Hosted, Lost, Result
+from microkernel.workers.descriptors import Plan, Schema
 from microkernel.workers.hosting import settings_to_json
 from microkernel.workers.spawning import ForkServers, Spawned
-from microkernel.workers.wire import Kind, Plan, Schema
+from microkernel.workers.wire import Kind
 
 log = structlog.get_logger()
 
@@ -66,17 +67,17 @@ class ProcessInstance:
         """Gather the batch into shared memory and send its descriptor."""
         self._done, self._count = done, len(requests)
         self._start = time.monotonic_ns()
-        plan = wire.plan(requests, self._schema)
+        plan = descriptors.plan(requests, self._schema)
         try:
             block = self._input_block(plan)
+            self._output = self._pool.take()
         except OSError as error:
             text = f"no memory for {plan.total} bytes of input for '{self.name}': {error}"
             self.fail(Unavailable(text))
             return
-        wire.gather(plan, block.view)
-        self._output = self._pool.take()
+        descriptors.gather(plan, block.view)
         numbers = (block.number, self._output.number if self._output else 0)
-        self._channel.send(wire.execute_message(plan, sizes, self._schema, numbers))
+        self._channel.send(descriptors.execute_message(plan, sizes, self._schema, numbers))
 
     def _input_block(self, plan: Plan) -> Block:
         if self._input is None or self._input.size < plan.total:
@@ -119,9 +120,7 @@ class ProcessInstance:
     def _result(self, body: bytes) -> Result:
         block, self._output = self._output, None
         view = memoryview(b"") if block is None else self._pool.lease(block)
-        answers = wire.read_result(body, self._schema, view)
-        del view
-        return Result(wire.read_times(body, self._start), answers)
+        return Result(*descriptors.read_result(body, self._schema, view, self._start))
 
     def fail(self, error: MicrokernelError) -> None:
         """Answer the running batch, if there is one, with an error."""
@@ -210,7 +209,10 @@ class ProcessWorker:
             raise self._death(self._exit.result())
         self._answer = self._loop.create_future()
         self._control.send(wire.control_message(kind, order), descriptors)
-        return await self._answer
+        answer = await self._answer
+        if self._exit.done():  # it answered and died before anybody could look
+            raise self._death(self._exit.result())
+        return answer
 
     def _message(self, kind: Kind, body: bytes) -> None:
         document = json.loads(body)

@@ -12,7 +12,7 @@ from microkernel.batch import Batch
 from microkernel.errors import Internal, MicrokernelError
 from microkernel.request import InferRequest, Outcome
 from microkernel.tensor import Tensor, element_count
-from microkernel.workers.wire import Schema
+from microkernel.workers.descriptors import Schema
 
 log = logging.getLogger("microkernel.worker")
 

@@ -68,6 +68,7 @@ class _ForkServer:
 
     def _closed(self) -> None:
         self.alive = False
+        self._process.kill()  # it is of no use any more, and `close` will not have to wait for it
         error = Unavailable("the fork server ended before it could start a worker")
         futures: list[asyncio.Future[Any]] = [self._ready, *self._waiting]
         for future in futures:
@@ -114,7 +115,10 @@ class ForkServers:
     ) -> _ForkServer:
         key = (preload, environment)
         server = self._servers.get(key)
-        if server is None or not server.alive:
+        if server is not None and not server.alive:
+            server.close()
+            server = None
+        if server is None:
             server = self._servers[key] = _start(preload, dict(environment))
         return server
 

@@ -20,11 +20,11 @@ from microkernel.config.model import ModelConfig
 from microkernel.errors import MicrokernelError
 from microkernel.request import InferRequest, Outcome
 from microkernel.stats import Execution
-from microkernel.workers import wire
+from microkernel.workers import descriptors
 from microkernel.workers.contract import Done, Hosted, Lost, Result
+from microkernel.workers.descriptors import Answer, Schema
 from microkernel.workers.hosting import make_backend
 from microkernel.workers.runner import as_error, run
-from microkernel.workers.wire import Answer, Schema
 
 log = structlog.get_logger()
 
@@ -116,10 +116,10 @@ class ThreadInstance:
 def _batch(requests: Sequence[InferRequest], sizes: Sequence[int], schema: Schema) -> Batch:
     if len(requests) == 1:
         return Batch(requests, {t.name: t for t in requests[0].inputs}, sizes)
-    plan = wire.plan(requests, schema)
+    plan = descriptors.plan(requests, schema)
     block = memoryview(bytearray(plan.total))
-    wire.gather(plan, block)
-    return wire.lay_out(plan, sizes, schema, block)
+    descriptors.gather(plan, block)
+    return descriptors.lay_out(plan, sizes, schema, block)
 
 
 def _kept(outcome: Outcome) -> Answer | MicrokernelError:

@@ -1,0 +1,280 @@
+"""The command line: which flags there are, what they become, and the exit codes."""
+
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from microkernel import app, cli
+from microkernel.app import Setup
+from microkernel.hookspecs import ENTRY_POINT_GROUP
+from microkernel.options import options_of
+from microkernel.settings import ServerSettings
+
+Call = Callable[..., int]
+
+PLUG_IN = """
+    from dataclasses import dataclass
+    from microkernel import BackendType, hookimpl, option
+
+    @dataclass(frozen=True, slots=True)
+    class Settings:
+        fast: bool = option(False, about="Be fast.", flag="--odd-fast")
+        depth: int = option(1, about="How deep.", flag="--odd-depth")
+        hidden: int = option(1, about="Only in the file.")
+
+    @hookimpl
+    def register_options(register):
+        register(Settings)
+
+    @hookimpl
+    def register_backends(register):
+        register(BackendType("odd", "odd_plug_in:make"))
+
+    def make(settings):
+        from odd_backend import OddBackend
+        return OddBackend()
+"""
+
+
+@pytest.fixture(autouse=True)
+def stranger(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, odd_path: None, real_log: None
+) -> None:
+    """A plug-in `odd-one` of another distribution, and a working directory without plugins.toml."""
+    site, cwd = tmp_path / "site", tmp_path / "cwd"
+    info = site / "odd_one-0.1.dist-info"
+    info.mkdir(parents=True)
+    cwd.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: odd-one\nVersion: 0.1\n")
+    (info / "entry_points.txt").write_text(f"[{ENTRY_POINT_GROUP}]\nodd-one = odd_plug_in\n")
+    (site / "odd_plug_in.py").write_text(textwrap.dedent(PLUG_IN))
+    monkeypatch.delitem(sys.modules, "odd_plug_in", raising=False)
+    monkeypatch.syspath_prepend(str(site))
+    monkeypatch.setenv("PYTHONPATH", f"{site}:{Path(__file__).with_name('odd')}")
+    monkeypatch.chdir(cwd)
+
+
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch) -> Call:
+    """`call("run", "--id=x")`: the command's exit code."""
+
+    def make(*arguments: str) -> int:
+        monkeypatch.setattr(sys, "argv", ["microkernel", *arguments])
+        with pytest.raises(SystemExit) as caught:
+            cli.main()
+        assert isinstance(caught.value.code, int)
+        return caught.value.code
+
+    return make
+
+
+@pytest.fixture
+def setups(monkeypatch: pytest.MonkeyPatch) -> list[Setup]:
+    """What `microkernel run` would serve with; nothing is started."""
+    seen: list[Setup] = []
+
+    def record(setup: Setup) -> int:
+        seen.append(setup)
+        return 0
+
+    monkeypatch.setattr(app, "run", record)
+    return seen
+
+
+def test_version(call: Call, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("--version") == 0
+    assert capsys.readouterr().out == f"microkernel, version {version('microkernel')}\n"
+
+
+@pytest.mark.parametrize("flag", ["--help", "-h"])
+def test_help_lists_the_commands(call: Call, capsys: pytest.CaptureFixture[str], flag: str) -> None:
+    assert call(flag) == 0
+    out = capsys.readouterr().out
+    assert all(f"\n  {command} " in out for command in ("run", "plugins", "check"))
+
+
+@pytest.mark.parametrize("flag", ["--help", "-h"])
+def test_help_of_run_lists_every_flag(
+    call: Call, capsys: pytest.CaptureFixture[str], flag: str
+) -> None:
+    assert call("run", flag) == 0
+    out = capsys.readouterr().out
+    flags = [f for _, spec, _ in options_of(ServerSettings).values() for f in spec.flag.split()]
+    for wanted in [*flags, "--plugins", "--odd-fast", "--odd-depth", "--http-port", "--grpc-port"]:
+        assert wanted in out, wanted
+    assert "hidden" not in out
+    assert "[default: true]" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (("run", "--nonsense"), "--nonsense"),
+        (("run", "--odd-depth=deep"), "'deep' is not a valid integer"),
+        (("run", "--log-verbose=much"), "'much' is not a number"),
+        (("run", "--strict-readiness=maybe"), "'maybe' is not a valid boolean"),
+        (("run", "--model-control-mode=poll"), "'poll' is not one of 'none', 'explicit'"),
+        (("run", "surplus"), "unexpected extra argument"),
+        (("run", "--plugins=none.toml"), "error: none.toml: cannot be read: "),
+        (("nonsense",), "No such command 'nonsense'"),
+        (("check",), "Missing argument 'REPOSITORY'"),
+        (("check", "no_such_directory"), "failed to read the directory "),
+        (("plugins", "--plugins=none.toml"), "error: none.toml: cannot be read: "),
+    ],
+)
+def test_wrong_usage_exits_with_1(
+    call: Call,
+    capsys: pytest.CaptureFixture[str],
+    setups: list[Setup],
+    arguments: tuple[str, ...],
+    text: str,
+) -> None:
+    assert call(*arguments) == 1
+    assert text in capsys.readouterr().err
+    assert setups == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "field", "value"),
+    [
+        ((), "strict_readiness", True),
+        (("--strict-readiness=false",), "strict_readiness", False),
+        (("--strict-readiness", "false"), "strict_readiness", False),
+        (("--strict-readiness=0",), "strict_readiness", False),
+        (("--disable-auto-complete-config",), "disable_auto_complete_config", True),
+        (("--disable-auto-complete-config=true",), "disable_auto_complete_config", True),
+        (("--exit-timeout-secs", "5"), "exit_timeout_secs", 5),
+        (("--log-verbose=2",), "log_verbose", 2),
+        (("--log-verbose=true",), "log_verbose", 1),
+        (("--log-verbose=False",), "log_verbose", 0),
+        (("--model-repository=a", "--model-store=b"), "model_repository", ("a", "b")),
+        (("--model-control-mode=explicit",), "model_control_mode", "explicit"),
+        (("--id", "me"), "id", "me"),
+    ],
+)
+def test_flags_of_the_server(
+    call: Call, setups: list[Setup], arguments: tuple[str, ...], field: str, value: object
+) -> None:
+    assert call("run", *arguments) == 0
+    assert getattr(setups[0].settings, field) == value
+
+
+@pytest.mark.parametrize(
+    ("arguments", "flags"),
+    [
+        ((), {}),
+        (("--odd-fast",), {"fast": True}),
+        (("--odd-fast=true",), {"fast": True}),
+        (("--odd-fast", "false"), {"fast": False}),
+        (("--odd-fast", "--odd-depth", "3"), {"fast": True, "depth": 3}),
+    ],
+)
+def test_flags_of_a_plug_in(
+    call: Call, setups: list[Setup], arguments: tuple[str, ...], flags: dict[str, Any]
+) -> None:
+    assert call("run", *arguments) == 0
+    assert setups[0].flags["odd-one"] == flags
+
+
+def test_a_flag_beats_the_file(call: Call, setups: list[Setup], tmp_path: Path) -> None:
+    file = tmp_path / "plugins.toml"
+    file.write_text("[plugins.odd-one]\nfast = true\ndepth = 5\nhidden = 6\n")
+    assert call("run", f"--plugins={file}", "--odd-depth=7") == 0
+    setup = setups[0]
+    plugin = next(plugin for plugin in setup.plugins.all if plugin.name == "odd-one")
+    settings = setup.plugins.settings(plugin, setup.flags["odd-one"])
+    assert (settings.fast, settings.depth, settings.hidden) == (True, 7, 6)
+
+
+def test_the_exit_code_of_the_server_is_the_command_s(
+    call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(app, "run", lambda setup: 1)
+    assert call("run") == 1
+
+
+def test_an_interrupt_is_no_traceback(
+    call: Call, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(setup: Setup) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(app, "run", interrupt)
+    assert call("run") == 1
+    assert capsys.readouterr().err.strip() == "aborted"
+
+
+def test_without_a_command_the_help_is_shown(
+    call: Call, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call() == 1
+    captured = capsys.readouterr()
+    assert "Usage: microkernel" in captured.out + captured.err
+
+
+def test_plugins_are_listed(call: Call, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    file = tmp_path / "plugins.toml"
+    file.write_text("[plugins.odd-one]\nenabled = false\n")
+    assert call("plugins", f"--plugins={file}") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split("  ")[0] == "name"
+    assert lines[2].split() == ["odd-one", "0.1", "backend", "no", "yes"]
+    assert {line.split()[0] for line in lines[3:]} >= {"http", "grpc", "python"}
+
+
+def model(repository: Path, name: str, config: str) -> None:
+    directory = repository / name
+    (directory / "1").mkdir(parents=True)
+    (directory / "config.pbtxt").write_text(textwrap.dedent(config))
+
+
+GOOD = """
+    backend: "odd"
+    max_batch_size: 4
+    input { name: "X" data_type: TYPE_INT32 dims: -1 }
+    output { name: "Y" data_type: TYPE_INT32 dims: -1 }
+"""
+
+
+def test_a_good_repository(call: Call, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    model(tmp_path / "models", "fine", GOOD)
+    assert call("check", str(tmp_path / "models")) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "fine: ok"
+    assert '    + name: "fine"' in lines
+
+
+def test_a_bad_repository(call: Call, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    models = tmp_path / "models"
+    model(models, "fine", GOOD)
+    model(models, "misspelt", GOOD + "maks_batch_size: 3\n")
+    model(models, "nobody", GOOD.replace('"odd"', '"no_such"'))
+    fail = 'parameters { key: "FAIL" value { string_value: "complete" } }\n'
+    model(models, "unfinished", GOOD + fail)
+    assert call("check", str(models)) == 1
+    lines = [line for line in capsys.readouterr().out.splitlines() if not line.startswith(" ")]
+    assert [line.partition(":")[0] for line in lines] == [
+        "fine",
+        "misspelt",
+        "nobody",
+        "unfinished",
+    ]
+    assert lines[0] == "fine: ok"
+    assert "maks_batch_size" in lines[1]
+    assert "no_such" in lines[2]
+    assert lines[3] == "unfinished: Invalid argument: cannot complete"
+
+
+def test_the_installed_command() -> None:
+    code = (
+        "import sys; from microkernel.cli import main; sys.argv[1:] = ['run', '--nonsense']; main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "--nonsense" in done.stderr

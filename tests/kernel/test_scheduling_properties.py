@@ -1,0 +1,139 @@
+"""Whatever happens to a queue, every accepted request leaves it exactly once, in order."""
+
+import asyncio
+from collections import deque
+from collections.abc import Coroutine, Sequence
+from typing import Any
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from microkernel import InferRequest, Unavailable
+from microkernel.scheduling.pending import Pending
+from microkernel.scheduling.policy import Batching, OneByOne, Policy
+from microkernel.scheduling.queue import QueueScheduler
+from microkernel.testing import VirtualTimeLoop
+
+
+class QueueMachine(RuleBasedStateMachine):
+    """Submits, abandons, frees instances and lets time pass in any order. `expected` is what must
+    wait, in order; a batch must be the front of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loop = VirtualTimeLoop()
+        self.expected: deque[Pending] = deque()
+        self.left: list[Pending] = []
+        self.accepted: list[Pending] = []
+        self.free = 0
+        self.closed = False
+        self.policy: Policy = OneByOne()
+
+    @initialize(
+        instances=st.integers(1, 3),
+        largest=st.integers(0, 8),
+        preferred=st.integers(1, 8),
+        delay=st.sampled_from([0.0, 1.0, 7.0]),
+    )
+    def start(self, instances: int, largest: int, preferred: int, delay: float) -> None:
+        self.free = instances
+        if largest:
+            self.policy = Batching(largest, frozenset({min(preferred, largest)}), delay)
+        self.scheduler = self.run(self._make())
+
+    async def _make(self) -> QueueScheduler:
+        return QueueScheduler(self.policy, self)
+
+    def run(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
+        return self.loop.run_until_complete(coroutine)
+
+    def idle(self) -> bool:
+        return self.free > 0
+
+    def execute(self, batch: Sequence[Pending]) -> None:
+        assert self.free > 0, "a batch while no instance is free"
+        self.free -= 1
+        assert batch, "an empty batch"
+        assert [self.expected.popleft() for _ in batch] == list(batch), "out of order"
+        assert len({request.key for request in batch}) == 1, "a mixed batch"
+        if isinstance(self.policy, Batching) and len(batch) > 1:
+            assert sum(request.size for request in batch) <= self.policy.largest
+        self.left += batch
+
+    @rule(size=st.integers(1, 9), key=st.sampled_from("aab"))
+    def submit(self, size: int, key: str) -> None:
+        request = InferRequest("m", ())
+        pending = Pending(request, size, key, self.loop.create_future(), self.loop.time(), 0)
+        if self.closed:
+            with pytest.raises(Unavailable):
+                self.run(self._submit(pending))
+            return
+        self.expected.append(pending)
+        self.accepted.append(pending)
+        self.run(self._submit(pending))
+
+    async def _submit(self, pending: Pending) -> None:
+        self.scheduler.submit(pending)
+
+    @precondition(lambda self: self.accepted)
+    @rule(data=st.data())
+    def abandon(self, data: st.DataObject) -> None:
+        pending = data.draw(st.sampled_from(self.accepted))
+        waits = pending in self.expected
+        assert self.scheduler.abandon(pending) is waits
+        if waits:
+            self.expected.remove(pending)
+            self.left.append(pending)
+
+    @rule()
+    def free_an_instance(self) -> None:
+        self.free += 1
+        self.run(self._wake())
+
+    async def _wake(self) -> None:
+        self.scheduler.wake()
+
+    @rule(seconds=st.sampled_from([0.5, 1.0, 10.0]))
+    def let_time_pass(self, seconds: float) -> None:
+        self.run(asyncio.sleep(seconds))
+
+    @rule()
+    def take_all(self) -> None:
+        taken = list(self.scheduler.take_all())
+        assert taken == list(self.expected)
+        self.left += taken
+        self.expected.clear()
+
+    @rule()
+    def close(self) -> None:
+        self.closed = True
+        self.scheduler.close()
+
+    @invariant()
+    def every_accepted_request_is_somewhere_once(self) -> None:
+        everywhere = [*self.left, *self.expected]
+        assert len(everywhere) == len(set(map(id, everywhere))) == len(self.accepted)
+
+    @invariant()
+    def nothing_waits_without_a_reason(self) -> None:
+        assert self.scheduler.waiting == len(self.expected)
+        if self.expected and self.free:
+            assert isinstance(self.policy, Batching)
+            assert self.loop.time() < self.expected[0].arrived + self.policy.delay
+
+    def teardown(self) -> None:
+        """In the end everything that was accepted runs, closed or not."""
+        try:
+            if self.accepted:
+                self.free += len(self.accepted)
+                self.run(self._wake())
+                self.run(asyncio.sleep(100))
+                assert not self.expected
+        finally:
+            self.loop.close()
+
+
+QueueMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
+TestQueue = QueueMachine.TestCase

@@ -1,0 +1,255 @@
+"""Which models there are, in the table and through the server."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from microkernel import (
+    InferRequest,
+    InferResponse,
+    InvalidArgument,
+    ModelConfig,
+    ModelIndex,
+    ModelInput,
+    ModelOutput,
+    NotFound,
+    ServerMetadata,
+    TensorMetadata,
+    Unavailable,
+)
+from microkernel.models.table import UNLOADED, ModelTable
+from microkernel.server import EXTENSIONS, KernelServer
+from microkernel.stats import ModelStats
+
+CONFIG = ModelConfig(
+    name="m",
+    backend="python",
+    platform="",
+    max_batch_size=8,
+    input=(ModelInput("A", "TYPE_STRING", dims=(-1,)), ModelInput("B", "TYPE_FP32", dims=())),
+    output=(ModelOutput("Y", "TYPE_INT64", (2, -1)),),
+    metric_tags={"team": "red"},
+)
+
+
+class Loaded:
+    """As much of a loaded version as the table and the server look at."""
+
+    def __init__(self, version: int, config: ModelConfig = CONFIG) -> None:
+        self.version = version
+        self.config = config
+        self.ready = True
+        self.stats = ModelStats()
+
+    async def infer(self, request: InferRequest) -> InferResponse:
+        return InferResponse(self.config.name, self.version, request.id, ())
+
+
+def table_of(*versions: int, name: str = "m") -> tuple[ModelTable, dict[int, Any]]:
+    """A table with one model, and its loaded versions."""
+    table, loaded = ModelTable(), {}
+    for version in versions:
+        loaded[version] = put(table, name, version)
+    return table, loaded
+
+
+def put(table: ModelTable, name: str, version: int) -> Any:
+    model: Any = Loaded(version, replace(CONFIG, name=name))
+    table.loading(name, version)
+    table.loaded(name, version, model)
+    return model
+
+
+def test_the_latest_version_is_the_highest_that_is_ready() -> None:
+    table, loaded = table_of(1, 10, 2)
+    assert table.find("m") is loaded[10]
+    assert table.find("m", 2) is loaded[2]
+    table.unloading("m", 10)
+    assert table.find("m") is loaded[2]
+    assert table.ready_versions("m") == [1, 2]
+
+
+UNKNOWN = "Request for unknown model: "
+
+
+@pytest.mark.parametrize(
+    ("name", "version", "kind", "text"),
+    [
+        ("x", -1, NotFound, "'x' is not found"),
+        ("x", 3, NotFound, "'x' is not found"),
+        ("m", 9, NotFound, "'m' version 9 is not found"),
+        ("m", 2, Unavailable, "'m' version 2 is not at ready state"),
+        ("m", 3, Unavailable, "'m' version 3 is not at ready state"),
+        ("m", 4, Unavailable, "'m' version 4 is not at ready state"),
+        ("m", 5, Unavailable, "'m' version 5 is not at ready state"),
+        ("none ready", -1, NotFound, "'none ready' has no available versions"),
+        ("refused", -1, NotFound, "'refused' is not found"),
+        ("refused", 1, NotFound, "'refused' is not found"),
+    ],
+)
+def test_what_does_not_serve_is_told_in_triton_s_words(
+    name: str, version: int, kind: type[Exception], text: str
+) -> None:
+    table, loaded = table_of(1, 4, 5)
+    table.loading("m", 2)
+    table.unavailable("m", 3, "Internal: it broke")
+    table.unloading("m", 4)
+    loaded[5].ready = False
+    table.loading("none ready", 1)
+    table.refuse("refused", "Invalid argument: no backend")
+    with pytest.raises(kind) as caught:
+        table.find(name, version)
+    assert (type(caught.value), str(caught.value)) == (kind, UNKNOWN + text)
+    assert not table.ready(name, version)
+
+
+def test_the_index_lists_every_version_in_order() -> None:
+    table, loaded = table_of(10, 2, name="b")
+    put(table, "a", 1)
+    table.loading("b", 3)
+    table.unavailable("b", 1, "Internal: it broke")
+    table.unloading("a", 1)
+    table.refuse("c", "Invalid argument: no backend")
+    loaded[10].ready = False
+    assert table.index(ready=False) == [
+        ModelIndex("a", "1", "UNLOADING", ""),
+        ModelIndex("b", "1", "UNAVAILABLE", "Internal: it broke"),
+        ModelIndex("b", "2", "READY", ""),
+        ModelIndex("b", "3", "LOADING", ""),
+        ModelIndex("b", "10", "UNAVAILABLE", "no instance is alive"),
+        ModelIndex("c", "", "UNAVAILABLE", "Invalid argument: no backend"),
+    ]
+    assert table.index(ready=True) == [ModelIndex("b", "2", "READY", "")]
+    assert [m.version for m in table.loaded_versions()] == [1, 2, 10]
+
+
+def loading(table: ModelTable) -> None:
+    table.loading("m", 2)
+
+
+def broken(table: ModelTable) -> None:
+    table.unavailable("m", 2, "Internal: it broke")
+
+
+def unloaded(table: ModelTable) -> None:
+    table.unavailable("m", 2, UNLOADED)
+
+
+def refused(table: ModelTable) -> None:
+    table.refuse("other", "no backend")
+
+
+def dead(table: ModelTable) -> None:
+    put(table, "m", 2).ready = False
+
+
+def nothing(table: ModelTable) -> None:
+    """Leave the table as it is."""
+
+
+@pytest.mark.parametrize(
+    ("change", "ready", "failures"),
+    [
+        (nothing, True, []),
+        (loading, False, []),
+        (broken, False, ["m"]),
+        (unloaded, True, []),
+        (refused, False, ["other"]),
+        (dead, False, []),
+    ],
+)
+async def test_strict_readiness_and_failures(
+    change: Any, failures: list[str], *, ready: bool
+) -> None:
+    table, _ = table_of(1)
+    change(table)
+    assert table.all_ready() is ready
+    assert table.failures() == failures
+    for strict in (True, False):
+        server = KernelServer(table, name="triton", strict_readiness=strict)
+        assert not await server.ready()
+        server.started()
+        assert await server.ready() is (ready or not strict)
+
+
+def server_of(table: ModelTable) -> KernelServer:
+    server = KernelServer(table, name="triton", strict_readiness=True)
+    server.started()
+    return server
+
+
+async def test_a_server_that_exits_is_not_healthy_but_answers() -> None:
+    table, _ = table_of(1)
+    server = KernelServer(table, name="triton", strict_readiness=True)
+    assert not await server.live()
+    server.started()
+    assert await server.live()
+    assert await server.model_ready("m")
+    server.exiting()
+    for call in (server.live, server.ready):
+        with pytest.raises(Unavailable, match=r"^Server exiting$"):
+            await call()
+    assert not await server.model_ready("m")
+    assert (await server.infer(InferRequest("m", (), id="7"))).id == "7"
+
+
+async def test_requests_go_to_the_version_they_name() -> None:
+    server = server_of(table_of(1, 2)[0])
+    assert (await server.infer(InferRequest("m", ()))).version == 2
+    assert (await server.infer(InferRequest("m", (), version=1))).version == 1
+    with pytest.raises(NotFound, match="'x' is not found"):
+        await server.infer(InferRequest("x", ()))
+
+
+async def test_model_metadata_has_the_batch_dimension() -> None:
+    server = server_of(table_of(1, 2)[0])
+    metadata = await server.model_metadata("m")
+    assert (metadata.name, metadata.versions, metadata.platform) == ("m", ["1", "2"], "python")
+    assert metadata.inputs == [
+        TensorMetadata("A", "BYTES", (-1, -1)),
+        TensorMetadata("B", "FP32", (-1,)),
+    ]
+    assert metadata.outputs == [TensorMetadata("Y", "INT64", (-1, 2, -1))]
+    assert (await server.model_metadata("m", 1)).versions == ["1"]
+    assert await server.model_config("m", 1) == CONFIG
+
+
+async def test_metadata_of_a_model_that_does_not_batch_has_a_platform() -> None:
+    table = ModelTable()
+    config = replace(CONFIG, max_batch_size=0, platform="onnxruntime_onnx")
+    model: Any = Loaded(1, config)
+    table.loading("m", 1)
+    table.loaded("m", 1, model)
+    metadata = await server_of(table).model_metadata("m")
+    assert metadata.platform == "onnxruntime_onnx"
+    assert [tensor.shape for tensor in metadata.inputs] == [(-1,), ()]
+
+
+async def test_server_metadata() -> None:
+    from importlib.metadata import version
+
+    metadata = await server_of(ModelTable()).metadata()
+    assert metadata == ServerMetadata("triton", version("microkernel"), EXTENSIONS)
+
+
+async def test_the_index_and_the_metrics_through_the_server() -> None:
+    table, loaded = table_of(1)
+    table.unavailable("m", 2, UNLOADED)
+    loaded[1].stats.pending = 5
+    server = server_of(table)
+    assert len(await server.repository_index()) == 2
+    assert await server.repository_index(ready=True) == [ModelIndex("m", "1", "READY")]
+    line = b'nv_inference_pending_request_count{_team="red",model="m",version="1"} 5.0'
+    assert line in (await server.metrics()).splitlines()
+
+
+async def test_invalid_arguments_of_a_model_reach_the_caller() -> None:
+    table, loaded = table_of(1)
+
+    async def refuse(request: InferRequest) -> InferResponse:
+        raise InvalidArgument("no")
+
+    loaded[1].infer = refuse
+    with pytest.raises(InvalidArgument, match="no"):
+        await server_of(table).infer(InferRequest("m", ()))

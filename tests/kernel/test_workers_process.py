@@ -1,0 +1,457 @@
+"""Worker processes: how they end, what that does to the batch they run, and what they leave."""
+
+import asyncio
+import errno
+import os
+import signal
+import socket
+import struct
+import sys
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+from structlog.testing import capture_logs
+
+from microkernel import (
+    BackendType,
+    InferRequest,
+    MicrokernelError,
+    ModelConfig,
+    Placement,
+    Tensor,
+    Unavailable,
+)
+from microkernel.workers import descriptors, process, wire
+from microkernel.workers.arena import Block
+from microkernel.workers.contract import Hosted, Result
+from microkernel.workers.process import ProcessWorker
+from microkernel.workers.spawning import ForkServers, Spawned
+from microkernel.workers.wire import Kind
+
+Spawn = Callable[..., Awaitable[ProcessWorker]]
+RunBatch = Callable[..., Awaitable[Result]]
+Ask = Callable[..., InferRequest]
+OddConfig = Callable[..., ModelConfig]
+OpenFiles = Callable[[], list[str]]
+Places = Callable[..., list[Placement]]
+
+
+def deed(name: str) -> int:
+    from odd_backend import DEEDS  # type: ignore[import-not-found]  # on the path in these tests
+
+    number: int = DEEDS[name]
+    return number
+
+
+def output(result: Result) -> Any:
+    """The first request's output."""
+    answer = result.answers[0]
+    assert not isinstance(answer, MicrokernelError), answer
+    return answer.outputs[0].as_numpy()
+
+
+def ended(cause: str, *instances: str) -> str:
+    names = ", ".join(f"'{name}'" for name in instances or ("odd_0",))
+    return f"the worker process of model 'odd' (instances: {names}) ended: {cause}"
+
+
+def gone(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    return False
+
+
+DEATHS = [
+    ("exit", "exit code 7"),
+    ("segfault", "killed by signal SIGSEGV"),
+    ("kill", "killed by signal SIGKILL"),
+    ("interrupt", "exit code 1"),
+]
+
+
+@pytest.mark.parametrize(("name", "cause"), DEATHS, ids=[row[0] for row in DEATHS])
+async def test_a_death_fails_the_running_batch_and_is_reported(
+    spawn: Spawn,
+    odd_config: OddConfig,
+    placements: Places,
+    run_batch: RunBatch,
+    ask: Ask,
+    name: str,
+    cause: str,
+) -> None:
+    worker = await spawn()
+    (instance,) = await worker.start(odd_config(), placements())
+    lost: list[MicrokernelError] = []
+    worker.watch(lost.append)
+    assert output(await run_batch(instance, ask(1))).tolist() == [[2]]
+    with capture_logs():
+        result = await run_batch(instance, ask(deed(name)), ask(1))
+    assert [(type(a), str(a)) for a in result.answers] == [(Unavailable, ended(cause))] * 2
+    assert [str(error) for error in lost] == [ended(cause)]
+    await worker.stop()
+
+
+async def test_a_worker_killed_from_outside_while_idle_is_reported(
+    spawn: Spawn, odd_config: OddConfig, placements: Places, run_batch: RunBatch, ask: Ask
+) -> None:
+    worker = await spawn()
+    (instance, _) = await worker.start(odd_config(), placements(2))
+    lost: asyncio.Future[MicrokernelError] = asyncio.get_running_loop().create_future()
+    worker.watch(lost.set_result)
+    pid = int(output(await run_batch(instance, ask(deed("pid"))))[0, 0])
+    os.kill(pid, signal.SIGTERM)  # only the server ends its workers
+    os.kill(pid, signal.SIGINT)
+    assert output(await run_batch(instance, ask(2))).tolist() == [[4]]
+    os.kill(pid, signal.SIGKILL)
+    async with asyncio.timeout(10):
+        error = await lost
+    assert str(error) == ended("killed by signal SIGKILL", "odd_0", "odd_1")
+    await worker.stop()
+
+
+async def test_a_hanging_batch_is_ended_with_the_reason(
+    spawn: Spawn, odd_config: OddConfig, placements: Places, run_batch: RunBatch, ask: Ask
+) -> None:
+    worker = await spawn()
+    (instance,) = await worker.start(odd_config(), placements())
+    running = asyncio.ensure_future(run_batch(instance, ask(deed("hang"))))
+    worker.kill("it took too long")
+    (answer,) = (await running).answers
+    assert str(answer) == ended("it took too long")
+    await worker.stop()
+
+
+@pytest.mark.parametrize(
+    ("where", "cause"), [("load exit", "exit code 8"), ("instance exit", "exit code 9")]
+)
+async def test_a_worker_that_dies_while_it_loads(
+    spawn: Spawn, odd_config: OddConfig, placements: Places, where: str, cause: str
+) -> None:
+    worker = await spawn()
+    with pytest.raises(Unavailable) as caught:
+        await worker.start(odd_config(FAIL=where), placements())
+    assert str(caught.value) == ended(cause)
+    with pytest.raises(Unavailable, match=cause):
+        await worker.complete(odd_config())
+    await worker.stop()
+
+
+async def test_two_workers_of_one_model_do_not_hurt_each_other(
+    spawn: Spawn, odd_config: OddConfig, placements: Places, run_batch: RunBatch, ask: Ask
+) -> None:
+    workers = [await spawn(), await spawn()]
+    (one,), (other,) = [await worker.start(odd_config(), placements()) for worker in workers]
+    dies = asyncio.ensure_future(run_batch(one, ask(deed("exit"))))
+    for number in range(20):
+        assert output(await run_batch(other, ask(number))).tolist() == [[2 * number]]
+    assert isinstance((await dies).answers[0], Unavailable)
+    assert output(await run_batch(other, ask(3))).tolist() == [[6]]
+    for worker in workers:
+        await worker.stop()
+
+
+async def test_a_stopped_worker_is_gone(
+    spawn: Spawn, odd_config: OddConfig, placements: Places, run_batch: RunBatch, ask: Ask
+) -> None:
+    worker = await spawn()
+    (instance,) = await worker.start(odd_config(), placements())
+    pid = int(output(await run_batch(instance, ask(deed("pid"))))[0, 0])
+    assert not gone(pid)
+    await worker.stop()
+    assert gone(pid)
+    await worker.stop()
+
+
+async def test_the_first_instance_lives_on_the_main_thread(
+    spawn: Spawn, odd_config: OddConfig, placements: Places, run_batch: RunBatch, ask: Ask
+) -> None:
+    worker = await spawn()
+    instances = await worker.start(odd_config(), placements(2))
+    first, second = [output(await run_batch(i, ask(deed("pid"))))[0].tolist() for i in instances]
+    assert first[0] == first[1] == second[0]
+    assert second[1] != second[0]
+    await worker.stop()
+
+
+async def test_a_broken_log_line_does_not_fail_the_request(
+    spawn: Spawn, odd_config: OddConfig, placements: Places, run_batch: RunBatch, ask: Ask
+) -> None:
+    with capture_logs() as lines:
+        worker = await spawn()
+        (instance,) = await worker.start(odd_config(), placements())
+        result = await run_batch(instance, ask(deed("log_badly")))
+        await worker.stop()
+    assert output(result).tolist() == [[2 * deed("log_badly")]]
+    (line,) = [line for line in lines if line.get("logger") == "odd"]
+    assert line["event"] == "'a broken line: %d', whose arguments do not fit it"
+    assert (line["model"], line["version"], line["log_level"]) == ("odd", 1, "warning")
+
+
+async def test_large_tensors_make_larger_blocks(
+    spawn: Spawn, odd_config: OddConfig, placements: Places, run_batch: RunBatch, ask: Ask
+) -> None:
+    worker = await spawn()
+    (instance,) = await worker.start(odd_config(), placements())
+    for size in (1, 10_000, 3_000_000, 5, 2_000_000):
+        numbers = np.arange(1, size + 1, dtype=np.int32)
+        request = InferRequest("odd", (Tensor.from_numpy("X", numbers[None]),))
+        np.testing.assert_array_equal(output(await run_batch(instance, request))[0], numbers * 2)
+    await worker.stop()
+
+
+async def test_responses_stay_as_they_are_while_they_are_held(
+    spawn: Spawn, odd_config: OddConfig, placements: Places, run_batch: RunBatch, ask: Ask
+) -> None:
+    worker = await spawn()
+    (instance,) = await worker.start(odd_config(), placements())
+    large, held = deed("large"), []
+    for value in range(40):
+        result = await run_batch(instance, ask(large, 1000 + 100 * (value % 7), value))
+        if value % 3 == 0:
+            held.append((value, output(result)))
+        for held_value, array in held:
+            assert np.all(array == held_value)
+    for value, array in held:
+        assert array.shape == (1, 1000 + 100 * (value % 7))
+        assert np.all(array == value)
+    await worker.stop()
+    assert all(np.all(array == value) for value, array in held)
+
+
+async def test_neither_blocks_nor_descriptors_leak(
+    open_files: OpenFiles,
+    spawn: Spawn,
+    odd_config: OddConfig,
+    placements: Places,
+    run_batch: RunBatch,
+    ask: Ask,
+) -> None:
+    await (await spawn()).stop()  # the fork server runs from now on
+    before = open_files()
+    worker = await spawn()
+    instances = await worker.start(odd_config(), placements(2))
+    large, in_use = deed("large"), []
+    for number in range(200):
+        instance = instances[number % 2]
+        result = await run_batch(instance, ask(large, 100 + 50 * (number % 100), number))
+        assert output(result)[0, -1] == number
+        del result
+        in_use.append(len(open_files()))
+    assert max(in_use[100:]) <= max(in_use[:100])
+    assert max(in_use) - len(before) < 40
+    await worker.stop()
+    assert open_files() == before
+
+
+async def test_a_worker_that_dies_leaves_nothing_open(
+    open_files: OpenFiles,
+    spawn: Spawn,
+    odd_config: OddConfig,
+    placements: Places,
+    run_batch: RunBatch,
+    ask: Ask,
+) -> None:
+    await (await spawn()).stop()
+    before = open_files()
+    worker = await spawn()
+    (instance,) = await worker.start(odd_config(), placements())
+    await run_batch(instance, ask(deed("large"), 5000, 1))
+    await run_batch(instance, ask(deed("kill")))
+    await worker.stop()
+    assert open_files() == before
+
+
+async def test_settings_reach_the_backend(
+    forks: ForkServers, hosted: Hosted, odd_config: OddConfig, placements: Places
+) -> None:
+    from odd_backend import OddSettings
+
+    kind = BackendType("odd", "odd_backend:make_with_settings")
+    settings = OddSettings(fail="load", words=("a", "b"))
+    hosted = Hosted(kind, settings, "odd", 1, hosted.files)
+    worker = await ProcessWorker.spawn(hosted, forks)
+    with pytest.raises(MicrokernelError, match=r"told to fail at load with \('a', 'b'\)"):
+        await worker.start(odd_config(), placements())
+    await worker.stop()
+
+
+async def test_a_worker_logs_debug_lines_only_when_it_is_verbose(
+    spawn: Spawn, odd_config: OddConfig, placements: Places
+) -> None:
+    async def lines_of(*, verbose: bool) -> list[str]:
+        with capture_logs() as lines:
+            worker = await spawn(verbose=verbose)
+            with pytest.raises(MicrokernelError):
+                await worker.start(odd_config(FAIL="load"), placements())
+            await worker.stop()
+        return [line["event"] for line in lines if line["log_level"] == "debug" and "model" in line]
+
+    assert await lines_of(verbose=True) == ["order failed"]
+    assert await lines_of(verbose=False) == []
+
+
+async def test_a_missing_backend_is_an_error_of_the_load(
+    forks: ForkServers, hosted: Hosted, odd_config: OddConfig, placements: Places, tmp_path: Path
+) -> None:
+    hosted = Hosted(BackendType("odd", "no_such_module:Backend"), None, "odd", 1, tmp_path)
+    worker = await ProcessWorker.spawn(hosted, forks)
+    with pytest.raises(MicrokernelError, match="ModuleNotFoundError: No module named 'no_such_mo"):
+        await worker.start(odd_config(), placements())
+    await worker.stop()
+
+
+async def test_a_death_between_the_start_and_its_news_fails_the_start(
+    hosted: Hosted, odd_path: None, odd_config: OddConfig, placements: Places
+) -> None:
+    ours, theirs = socket.socketpair()
+    exit_code: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+    worker = ProcessWorker(hosted, Spawned(2**30, ours, exit_code), verbose=False)
+    starting = asyncio.ensure_future(worker.start(odd_config(), placements()))
+    with theirs:
+        await asyncio.sleep(0)
+        theirs.sendall(wire.control_message(Kind.DONE, None))
+        await asyncio.sleep(0)  # now the loop has seen the message, and reads it after this
+        exit_code.set_result(-signal.SIGKILL)
+        with pytest.raises(Unavailable, match="killed by signal SIGKILL"):
+            await starting
+    await worker.stop()
+
+
+async def test_when_the_fork_server_ends_so_do_its_workers_and_another_takes_over(
+    spawn: Spawn, odd_config: OddConfig, placements: Places, run_batch: RunBatch, ask: Ask
+) -> None:
+    worker = await spawn()
+    await worker.start(odd_config(), placements())
+    lost: asyncio.Future[MicrokernelError] = asyncio.get_running_loop().create_future()
+    worker.watch(lost.set_result)
+    (server,) = psutil.Process().children()
+    (child,) = server.children()
+    server.kill()
+    async with asyncio.timeout(10):
+        assert str(await lost) == ended("killed by signal SIGKILL")
+    psutil.wait_procs([child], timeout=10)
+    assert not child.is_running()
+    again = await spawn()
+    assert gone(server.pid)  # not even a zombie is left
+    (instance,) = await again.start(odd_config(), placements())
+    assert output(await run_batch(instance, ask(4))).tolist() == [[8]]
+    await again.stop()
+
+
+async def test_an_interpreter_that_cannot_start_is_an_error(
+    spawn: Spawn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "executable", "/no/such/python")
+    with pytest.raises(Unavailable, match=r"no worker process can be started: .*No such file"):
+        await spawn()
+
+
+async def test_a_fork_server_that_cannot_import_is_an_error(
+    forks: ForkServers, hosted: Hosted
+) -> None:
+    kind = BackendType("odd", "odd_backend:OddBackend", preload=("no_such_module",))
+    with pytest.raises(Unavailable, match="the fork server ended before it could start a worker"):
+        await ProcessWorker.spawn(Hosted(kind, None, "odd", 1, hosted.files), forks)
+
+
+def no_memory(number: int, size: int) -> Block:
+    raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+
+async def test_without_memory_for_its_input_a_batch_fails_and_the_next_may_run(
+    spawn: Spawn,
+    odd_config: OddConfig,
+    placements: Places,
+    run_batch: RunBatch,
+    ask: Ask,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    worker = await spawn()
+    (instance,) = await worker.start(odd_config(), placements())
+    with monkeypatch.context() as patch:
+        patch.setattr(Block, "create", no_memory)
+        (answer,) = (await run_batch(instance, ask(1))).answers
+    assert isinstance(answer, Unavailable)
+    assert str(answer).startswith("no memory for 64 bytes of input for 'odd_0': [Errno 12]")
+    assert output(await run_batch(instance, ask(4))).tolist() == [[8]]
+    await worker.stop()
+
+
+async def test_without_memory_for_an_output_block_a_batch_fails_and_the_next_may_run(
+    spawn: Spawn,
+    odd_config: OddConfig,
+    placements: Places,
+    run_batch: RunBatch,
+    ask: Ask,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    worker = await spawn()
+    (instance,) = await worker.start(odd_config(), placements())
+    held = await run_batch(instance, ask(1))  # the only output block there is
+    with monkeypatch.context() as patch:
+        patch.setattr(Block, "create", no_memory)
+        (answer,) = (await run_batch(instance, ask(1))).answers
+    assert isinstance(answer, Unavailable)
+    assert output(await run_batch(instance, ask(4))).tolist() == [[8]]
+    assert output(held).tolist() == [[2]]
+    await worker.stop()
+
+
+async def test_without_memory_for_its_output_the_worker_is_ended(
+    spawn: Spawn,
+    odd_config: OddConfig,
+    placements: Places,
+    run_batch: RunBatch,
+    ask: Ask,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    worker = await spawn()
+    (instance,) = await worker.start(odd_config(), placements())
+    del (await run_batch(instance, ask(1))).answers  # its output block is free again
+    monkeypatch.setattr(Block, "create", no_memory)
+    result = await run_batch(instance, ask(deed("large"), 100_000, 1))
+    assert str(result.answers[0]).startswith(
+        ended("there is no memory for 400000 bytes of its output: [Errno 12]")
+    )
+    await worker.stop()
+
+
+async def test_a_worker_that_sends_nonsense_is_ended(
+    spawn: Spawn,
+    odd_config: OddConfig,
+    placements: Places,
+    run_batch: RunBatch,
+    ask: Ask,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def nonsense(*_: object) -> None:
+        raise struct.error("unpack requires more")
+
+    worker = await spawn()
+    (instance,) = await worker.start(odd_config(), placements())
+    monkeypatch.setattr(descriptors, "read_result", nonsense)
+    (answer,) = (await run_batch(instance, ask(1))).answers
+    assert str(answer) == ended(
+        "it sent a message that cannot be read: error('unpack requires more')"
+    )
+    await worker.stop()
+
+
+async def test_a_worker_that_does_not_end_is_ended(
+    spawn: Spawn, odd_config: OddConfig, placements: Places, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(process, "STOP_LIMIT", 0.05)
+    worker = await spawn()
+    await worker.start(odd_config(FAIL="close hangs"), placements())
+    (server,) = psutil.Process().children()
+    (child,) = server.children()
+    with capture_logs() as lines:
+        await worker.stop()
+    assert [line["event"] for line in lines] == ["worker did not end in time and is killed"]
+    assert gone(child.pid)
