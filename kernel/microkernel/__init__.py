@@ -35,8 +35,11 @@ from microkernel.frontend import Frontend, FrontendFactory
 from microkernel.host import processors
 from microkernel.options import option
 from microkernel.port import (
+    LogChanges,
+    LogSettings,
     ModelIndex,
     ModelMetadata,
+    ModelStatistics,
     Server,
     ServerMetadata,
     TensorMetadata,
@@ -51,6 +54,7 @@ from microkernel.request import (
     Sequence,
     parse_version,
 )
+from microkernel.stats import Compute, Duration, ModelStats
 from microkernel.tensor import (
     BY_CONFIG_NAME,
     BY_NUMBER,
@@ -94,7 +98,9 @@ __all__ = [
     "BackendType",
     "Batch",
     "Cancelled",
+    "Compute",
     "DataType",
+    "Duration",
     "DynamicBatching",
     "Frontend",
     "FrontendFactory",
@@ -104,6 +110,8 @@ __all__ = [
     "InstanceGroup",
     "Internal",
     "InvalidArgument",
+    "LogChanges",
+    "LogSettings",
     "MicrokernelError",
     "Model",
     "ModelConfig",
@@ -112,6 +120,8 @@ __all__ = [
     "ModelMetadata",
     "ModelOutput",
     "ModelParameter",
+    "ModelStatistics",
+    "ModelStats",
     "NotFound",
     "Outcome",
     "Parameter",

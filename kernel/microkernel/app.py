@@ -13,6 +13,7 @@ import structlog
 
 from microkernel.errors import InvalidArgument, MicrokernelError, Unavailable
 from microkernel.frontend import Frontend
+from microkernel.log import LogControl
 from microkernel.models.catalogue import Catalogue
 from microkernel.models.loader import Loader, LoaderSettings, Offer
 from microkernel.models.table import ModelTable
@@ -28,12 +29,13 @@ GRACE = 2.0
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """Everything an operator decided: the server's settings, the plug-ins, and the flags given for
-    each plug-in by its name."""
+    """Everything an operator decided: the server's settings, the plug-ins, the flags given for each
+    plug-in by its name, and the log."""
 
     settings: ServerSettings
     plugins: Plugins
     flags: Mapping[str, Mapping[str, Any]]
+    log: LogControl
 
     def loader(self) -> Loader:
         """A loader with every usable backend. Raises InvalidArgument for wrong plug-in settings."""
@@ -57,11 +59,13 @@ class App:
         self._setup = setup
         self._settings = setup.settings
         self._table = ModelTable()
-        self._server = KernelServer(
+        self._catalogue = Catalogue(
+            _repositories(self._settings),
+            setup.loader(),
             self._table,
-            name=setup.settings.id,
-            strict_readiness=setup.settings.strict_readiness,
+            self._settings.model_load_thread_count,
         )
+        self._server = KernelServer(self._table, self._catalogue, setup.log, setup.settings)
         self._stopping = asyncio.Event()
         self._frontends: list[tuple[Frontend, bool]] = []
 
@@ -75,21 +79,14 @@ class App:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, self._signalled, signal.Signals(number).name)
-        repositories = _repositories(self._settings)
         wanted = _wanted(self._settings)
-        catalogue = Catalogue(
-            repositories,
-            self._setup.loader(),
-            self._table,
-            self._settings.model_load_thread_count,
-        )
         code = 1
         try:
-            if await self._start(catalogue, wanted):
+            if await self._start(wanted):
                 await self._stopping.wait()
                 code = 0
         finally:
-            if not await self._stop(catalogue):
+            if not await self._stop():
                 code = 1
         return code
 
@@ -100,11 +97,11 @@ class App:
         log.info("stopping", signal=name)
         self._stopping.set()
 
-    async def _start(self, catalogue: Catalogue, wanted: Sequence[str] | None) -> bool:
+    async def _start(self, wanted: Sequence[str] | None) -> bool:
         """Load the models and listen. False where something went wrong; a signal that comes while
         models are loaded ends the loading and is nothing wrong."""
         began = time.monotonic()
-        loading = asyncio.ensure_future(catalogue.load_all(wanted))
+        loading = asyncio.ensure_future(self._catalogue.load_all(wanted))
         stopping = asyncio.ensure_future(self._stopping.wait())
         await asyncio.wait({loading, stopping}, return_when=asyncio.FIRST_COMPLETED)
         stopping.cancel()
@@ -141,15 +138,15 @@ class App:
         if not self._frontends:
             log.warning("no protocol listens; see `microkernel plugins`")
 
-    async def _stop(self, catalogue: Catalogue) -> bool:
+    async def _stop(self) -> bool:
         """Stop listening, finish what was accepted, stop the models; whether all was finished."""
         limit = float(max(0, self._settings.exit_timeout_secs))
         self._server.exiting()
         early = [f.stop(limit + GRACE) for f, last in self._frontends if not last]
         closing = asyncio.gather(*early, return_exceptions=True)
-        in_time = await catalogue.drain(limit)
+        in_time = await self._catalogue.drain(limit)
         await _report(closing)
-        await catalogue.stop()
+        await self._catalogue.stop()
         late = [f.stop(GRACE) for f, last in self._frontends if last]
         await _report(asyncio.gather(*late, return_exceptions=True))
         if in_time:

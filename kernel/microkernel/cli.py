@@ -99,9 +99,9 @@ class _Run(click.Command):
         file = values.pop("plugins", None)
         plugins = discover(file) if file is not None else self._plugins(ctx)
         settings = build(ServerSettings, _of(_SERVER, values), "command line")
-        log.configure(settings)
+        control = log.configure(settings)
         flags = {plugin.name: _of(plugin.name, values) for plugin in plugins.all}
-        return app.run(Setup(settings, plugins, flags))
+        return app.run(Setup(settings, plugins, flags, control))
 
 
 def _of(owner: str, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -162,8 +162,8 @@ def check(repository: Path, file: Path | None) -> int:
     Prints what is wrong, and the lines of configuration that would be filled in.
     """
     settings = ServerSettings(log_info=False, log_warning=False)
-    log.configure(settings)
-    return asyncio.run(_check(repository, Setup(settings, discover(file), {})))
+    control = log.configure(settings)
+    return asyncio.run(_check(repository, Setup(settings, discover(file), {}, control)))
 
 
 async def _check(repository: Path, setup: Setup) -> int:

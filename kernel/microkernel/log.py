@@ -3,25 +3,52 @@
 import logging
 import sys
 from collections.abc import Sequence
+from dataclasses import fields, replace
 from typing import Any, TextIO
 
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
+from microkernel.errors import InvalidArgument
+from microkernel.port import LogChanges, LogSettings
 from microkernel.settings import ServerSettings
 
+FORMATS = ("default", "ISO8601")
+"""The forms of the time that the log knows."""
 
-def configure(settings: ServerSettings, stream: TextIO = sys.stderr) -> None:
+
+class LogControl:
+    """The settings of the log in force; they can be changed while the server runs."""
+
+    def __init__(self, settings: LogSettings) -> None:
+        self.settings = settings
+
+    def change(self, changes: LogChanges) -> LogSettings:
+        """Change what is given; the settings then. Raises InvalidArgument for an unknown format."""
+        given = {f.name: getattr(changes, f.name) for f in fields(changes)}
+        wanted = {name: value for name, value in given.items() if value is not None}
+        if wanted.get("log_format", "default") not in FORMATS:
+            raise InvalidArgument(
+                f"invalid argument for log_format: '{changes.log_format}', must be one of "
+                f"{', '.join(FORMATS)}"
+            )
+        self.settings = replace(self.settings, **wanted)
+        return self.settings
+
+
+def configure(settings: ServerSettings, stream: TextIO = sys.stderr) -> LogControl:
     """Send structlog's lines and those of the standard `logging` to `stream`."""
     terminal = stream.isatty()
     human = settings.log_format == "console" or (settings.log_format != "json" and terminal)
-    iso = settings.log_format == "ISO8601" or not human
-    shared: list[Processor] = [
-        structlog.contextvars.merge_contextvars,
-        structlog.processors.add_log_level,
-        _Switches(settings),
-        structlog.processors.TimeStamper(fmt="iso" if iso else "%H:%M:%S", utc=iso),
-    ]
+    control = LogControl(
+        LogSettings(
+            log_info=settings.log_info,
+            log_warning=settings.log_warning,
+            log_error=settings.log_error,
+            log_verbose_level=settings.log_verbose,
+            log_format="ISO8601" if settings.log_format == "ISO8601" else "default",
+        )
+    )
     final: list[Processor]
     if human:
         final = [_lay_out_tables, structlog.dev.ConsoleRenderer(colors=terminal)]
@@ -31,30 +58,52 @@ def configure(settings: ServerSettings, stream: TextIO = sys.stderr) -> None:
             structlog.processors.JSONRenderer(default=str),
         ]
     structlog.configure(
-        processors=[*shared, *final],
-        wrapper_class=structlog.make_filtering_bound_logger(
-            logging.DEBUG if settings.log_verbose > 0 else logging.INFO
-        ),
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            _Switches(control),
+            _Stamp(control, human=human),
+            *final,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.DEBUG),
         logger_factory=structlog.WriteLoggerFactory(file=stream),
         cache_logger_on_first_use=False,
     )
     _forward_standard_logging()
+    return control
 
 
 class _Switches:
     """Drops the lines of the severities that are switched off."""
 
-    def __init__(self, settings: ServerSettings) -> None:
-        self._on = {
+    def __init__(self, control: LogControl) -> None:
+        self._control = control
+
+    def __call__(self, logger: WrappedLogger, method: str, event: EventDict) -> EventDict:
+        settings = self._control.settings
+        on = {
+            "debug": settings.log_verbose_level > 0,
             "info": settings.log_info,
             "warning": settings.log_warning,
             "error": settings.log_error,
         }
-
-    def __call__(self, logger: WrappedLogger, method: str, event: EventDict) -> EventDict:
-        if not self._on.get(event["level"], True):
+        if not on.get(event["level"], True):
             raise structlog.DropEvent
         return event
+
+
+class _Stamp:
+    """The time of a line: of the day for people, unless full dates are asked for; else in full."""
+
+    def __init__(self, control: LogControl, *, human: bool) -> None:
+        self._control = control
+        self._human = human
+        self._short = structlog.processors.TimeStamper(fmt="%H:%M:%S", utc=False)
+        self._full = structlog.processors.TimeStamper(fmt="iso", utc=True)
+
+    def __call__(self, logger: WrappedLogger, method: str, event: EventDict) -> EventDict:
+        short = self._human and self._control.settings.log_format == "default"
+        return (self._short if short else self._full)(logger, method, event)
 
 
 def _lay_out_tables(logger: WrappedLogger, method: str, event: EventDict) -> EventDict:

@@ -4,12 +4,13 @@ Requests and answers are plain data and every call is a coroutine, so that the p
 across a process boundary. All errors are `MicrokernelError`s.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from microkernel.config.model import ModelConfig
 from microkernel.request import LATEST, InferRequest, InferResponse
+from microkernel.stats import ModelStats
 from microkernel.tensor import Shape
 
 
@@ -51,6 +52,39 @@ class ModelIndex:
     version: str = ""
     state: str = ""
     reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class LogSettings:
+    """What is logged: the file ("" for the console), the severities, the verbosity, the form
+    (`default` or `ISO8601`)."""
+
+    log_file: str = ""
+    log_info: bool = True
+    log_warning: bool = True
+    log_error: bool = True
+    log_verbose_level: int = 0
+    log_format: str = "default"
+
+
+@dataclass(frozen=True, slots=True)
+class LogChanges:
+    """Which settings of the log to change; None leaves one as it is."""
+
+    log_info: bool | None = None
+    log_warning: bool | None = None
+    log_error: bool | None = None
+    log_verbose_level: int | None = None
+    log_format: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ModelStatistics:
+    """What a model version has done since it was loaded: a copy of its counters."""
+
+    name: str
+    version: str
+    stats: ModelStats
 
 
 class Server(Protocol):
@@ -95,6 +129,34 @@ class Server(Protocol):
 
     async def repository_index(self, *, ready: bool = False) -> Sequence[ModelIndex]:
         """Every model version in name order, or only those that are ready."""
+        ...
+
+    async def statistics(self, name: str = "", version: int = LATEST) -> Sequence[ModelStatistics]:
+        """The counters of a model's ready versions, or of one of them; of all models where no name
+        is given. Raises InvalidArgument for a model or version that is not ready."""
+        ...
+
+    async def load_model(
+        self, name: str, config: str | None = None, files: Mapping[str, bytes] | None = None
+    ) -> None:
+        """Load a model, or load it again if it changed; returns when it serves. `config` is a
+        configuration as JSON text in place of the repository's, `files` the model's files by their
+        path below its directory in place of the repository's directory.
+
+        Raises Unavailable unless the control mode is explicit, InvalidArgument for a name that
+        cannot be one and where a version does not come up, and Internal where there is no such
+        model or its configuration cannot be used. What served before goes on serving then.
+        """
+        ...
+
+    async def unload_model(self, name: str, *, unload_dependents: bool = False) -> None:
+        """Take a model down: it gets no new requests when this returns, what it accepted still
+        finishes. A model that is not loaded is left alone. Raises Unavailable unless the control
+        mode is explicit."""
+        ...
+
+    async def log_settings(self, changes: LogChanges | None = None) -> LogSettings:
+        """The log's settings, changed first where `changes` says so."""
         ...
 
     async def metrics(self) -> bytes:

@@ -1,26 +1,55 @@
 """The server: the port's implementation over the model table."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from importlib.metadata import version as package_version
 
+import structlog
+
 from microkernel.config.model import ModelConfig, ModelInput, ModelOutput
-from microkernel.errors import Unavailable
+from microkernel.errors import InvalidArgument, Unavailable
+from microkernel.log import LogControl
+from microkernel.models.catalogue import Catalogue, check_name, not_polled
 from microkernel.models.table import ModelTable
-from microkernel.port import ModelIndex, ModelMetadata, ServerMetadata, TensorMetadata
+from microkernel.port import (
+    LogChanges,
+    LogSettings,
+    ModelIndex,
+    ModelMetadata,
+    ModelStatistics,
+    ServerMetadata,
+    TensorMetadata,
+)
+from microkernel.repository.override import Override
 from microkernel.request import LATEST, InferRequest, InferResponse
+from microkernel.settings import ServerSettings
 from microkernel.tensor import BY_CONFIG_NAME
 
-EXTENSIONS = ("model_repository", "model_configuration", "binary_tensor_data", "parameters")
+log = structlog.get_logger()
+
+EXTENSIONS = (
+    "model_repository",
+    "model_configuration",
+    "binary_tensor_data",
+    "parameters",
+    "statistics",
+    "logging",
+)
 """The protocol extensions that are offered, in Triton's order."""
 
 
 class KernelServer:
     """Answers every call of the port; see `microkernel.port.Server`."""
 
-    def __init__(self, table: ModelTable, *, name: str, strict_readiness: bool) -> None:
+    def __init__(
+        self, table: ModelTable, catalogue: Catalogue, log: LogControl, settings: ServerSettings
+    ) -> None:
         self._table = table
-        self._name = name
-        self._strict = strict_readiness
+        self._catalogue = catalogue
+        self._log = log
+        self._name = settings.id
+        self._strict = settings.strict_readiness
+        self._explicit = settings.model_control_mode == "explicit"
         self._started = False
         self._exiting = False
 
@@ -77,6 +106,47 @@ class KernelServer:
     async def repository_index(self, *, ready: bool = False) -> Sequence[ModelIndex]:
         """See `Server.repository_index`."""
         return self._table.index(ready=ready)
+
+    async def statistics(self, name: str = "", version: int = LATEST) -> Sequence[ModelStatistics]:
+        """See `Server.statistics`."""
+        models = [m for m in self._table.loaded_versions() if m.ready]
+        if name:
+            models = [m for m in models if m.config.name == name]
+            if not models:
+                raise InvalidArgument(f"requested model '{name}' is not available")
+        if version != LATEST:
+            models = [m for m in models if m.version == version]
+            if not models:
+                raise InvalidArgument(
+                    f"requested model version is not available for model '{name}'"
+                )
+        return [ModelStatistics(m.config.name, str(m.version), deepcopy(m.stats)) for m in models]
+
+    async def load_model(
+        self, name: str, config: str | None = None, files: Mapping[str, bytes] | None = None
+    ) -> None:
+        """See `Server.load_model`."""
+        self._check_explicit()
+        check_name(name)
+        try:
+            override = Override.of(config, files or {})
+        except InvalidArgument as error:
+            log.error("bad load request", model=name, reason=str(error))  # noqa: TRY400
+            raise not_polled(name) from None
+        await self._catalogue.load(name, override)
+
+    async def unload_model(self, name: str, *, unload_dependents: bool = False) -> None:
+        """See `Server.unload_model`. No model depends on another yet."""
+        self._check_explicit()
+        await self._catalogue.unload(name)
+
+    def _check_explicit(self) -> None:
+        if not self._explicit:
+            raise Unavailable("explicit model load / unload is not allowed if polling is enabled")
+
+    async def log_settings(self, changes: LogChanges | None = None) -> LogSettings:
+        """See `Server.log_settings`."""
+        return self._log.settings if changes is None else self._log.change(changes)
 
     async def metrics(self) -> bytes:
         """See `Server.metrics`."""

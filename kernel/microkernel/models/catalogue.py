@@ -1,24 +1,50 @@
-"""Carries out which models of the repositories are served: loads them at start, takes them down at
-the end."""
+"""Carries out which models of the repositories are served: loads and unloads them, and takes them
+down at the end.
+
+A reload starts the new versions beside the old ones and swaps them when all are up, so a version
+present in both never fails to answer. Where one fails, the old ones stay.
+"""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Coroutine, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import structlog
 
 from microkernel.config.model import ModelConfig
-from microkernel.errors import InvalidArgument, MicrokernelError
+from microkernel.errors import Internal, InvalidArgument, MicrokernelError
 from microkernel.models.loader import Loader
-from microkernel.models.table import UNLOADED, ModelTable
+from microkernel.models.table import ModelTable
 from microkernel.models.version import ModelVersion
-from microkernel.repository.store import DUPLICATE, Found, find_models
+from microkernel.repository.override import Override, Unpacked
+from microkernel.repository.store import DUPLICATE, find_models, modified
 
 log = structlog.get_logger()
 
 
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """What a model was last loaded from: a directory, the newest modification time in it, and the
+    files that came with the request, if they did."""
+
+    directory: Path
+    modified: int
+    unpacked: Unpacked | None
+
+    def close(self) -> None:
+        """Remove files that came with the request."""
+        if self.unpacked is not None:
+            self.unpacked.close()
+
+
+class LoadFailed(InvalidArgument):
+    """A version of a model could not be loaded; the message says which and why."""
+
+
 class Catalogue:
-    """The models of some repositories. `threads` is how many may load at once."""
+    """The models of some repositories. `threads` is how many versions may load at once."""
 
     def __init__(
         self, repositories: Sequence[Path], loader: Loader, table: ModelTable, threads: int
@@ -27,6 +53,9 @@ class Catalogue:
         self._loader = loader
         self._table = table
         self._loads = asyncio.Semaphore(max(1, threads))
+        self._locks: dict[str, asyncio.Lock] = {}
+        self._sources: dict[str, _Source] = {}
+        self._retiring: dict[asyncio.Task[None], ModelVersion] = {}
 
     async def load_all(self, wanted: Sequence[str] | None) -> None:
         """Load the models named, or all for None. A model that fails stops no other; the table
@@ -36,30 +65,76 @@ class Catalogue:
         for name in names:
             if name not in found.models and name not in found.duplicates:
                 raise InvalidArgument(f"model '{name}' of --load-model is in no repository")
-        await asyncio.gather(*(self._load_model(name, found) for name in names))
+        results = await asyncio.gather(*map(self.load, names), return_exceptions=True)
+        for result in results:
+            if isinstance(result, BaseException) and not isinstance(result, MicrokernelError):
+                raise result
 
-    async def _load_model(self, name: str, found: Found) -> None:
+    async def load(self, name: str, override: Override | None = None) -> None:
+        """Load a model, or load it again if its directory changed; returns when it serves.
+
+        Raises Internal where there is no such model or its configuration cannot be used, and
+        LoadFailed where a version does not come up. What served before goes on serving then.
+        """
+        async with self._locks.setdefault(name, asyncio.Lock()):
+            try:
+                source = await asyncio.to_thread(self._source, name, override)
+            except MicrokernelError as error:
+                self._refuse(name, error)
+                raise not_polled(name) from error
+            if override is None and self._is_loaded(name, source):
+                return
+            try:
+                await self._load(name, source, override)
+            except BaseException:
+                source.close()
+                self._sources.pop(name, None)  # the next load tries again
+                raise
+            previous = self._sources.get(name)
+            self._sources[name] = source
+            if previous is not None:
+                previous.close()
+
+    def _source(self, name: str, override: Override | None) -> _Source:
+        """Where the model is loaded from. Raises InvalidArgument where there is no such model."""
+        if override is not None and override.files:
+            unpacked = Unpacked(name, override.files)
+            return _Source(unpacked.directory, 0, unpacked)
+        found = find_models(self._repositories)
         if name in found.duplicates:
-            places = ", ".join(map(str, found.duplicates[name]))
-            log.error("model is not unique across all model repositories", model=name, at=places)
-            self._table.refuse(name, DUPLICATE)
-            return
-        try:
-            await self._load_versions(name, found.models[name])
-        except MicrokernelError as error:
-            log.error("model cannot be loaded", model=name, reason=str(error))  # noqa: TRY400
-            self._table.refuse(name, error.quoted())
+            raise InvalidArgument(DUPLICATE)
+        if name not in found.models:
+            raise InvalidArgument(f"there is no model '{name}' in any repository")
+        directory = found.models[name]
+        return _Source(directory, modified(directory), None)
 
-    async def _load_versions(self, name: str, directory: Path) -> None:
-        config = await asyncio.to_thread(self._loader.read, directory)
-        chosen = self._loader.chosen(config, directory)
-        for version in chosen:
-            self._table.loading(name, version)
+    def _is_loaded(self, name: str, source: _Source) -> bool:
+        return self._sources.get(name) == source and bool(self._table.ready_versions(name))
+
+    def _refuse(self, name: str, error: MicrokernelError) -> None:
+        log.error("model cannot be loaded", model=name, reason=str(error))
+        if not self._table.ready_versions(name):
+            reason = str(error) if str(error) == DUPLICATE else error.quoted()
+            self._table.refuse(name, reason)
+
+    async def _load(self, name: str, source: _Source, override: Override | None) -> None:
+        given = None if override is None else override.config
+        try:
+            config = await asyncio.to_thread(self._loader.read, source.directory, given)
+        except MicrokernelError as error:
+            self._refuse(name, error)
+            raise not_polled(name) from error
+        try:
+            chosen = self._loader.chosen(config, source.directory)
+        except InvalidArgument as error:
+            self._refuse(name, error)
+            raise LoadFailed(f"load failed for model '{name}': {error}") from None
+        self._table.loading(name, chosen)
         results = await asyncio.gather(
-            *(self._load_version(config, directory, version) for version in chosen),
+            *(self._load_version(config, source.directory, version) for version in chosen),
             return_exceptions=True,
         )
-        await self._settle(name, dict(zip(chosen, results, strict=True)))
+        self._settle(name, dict(zip(chosen, results, strict=True)))
 
     async def _load_version(
         self, config: ModelConfig, directory: Path, version: int
@@ -67,25 +142,53 @@ class Catalogue:
         async with self._loads:
             return await self._loader.load(config, directory, version)
 
-    async def _settle(self, name: str, results: dict[int, ModelVersion | BaseException]) -> None:
+    def _settle(self, name: str, results: Mapping[int, ModelVersion | BaseException]) -> None:
         """All or nothing: where a version fails, those loaded beside it are taken down."""
-        failed = any(isinstance(result, BaseException) for result in results.values())
+        failed: dict[int, MicrokernelError] = {}
         for version, result in results.items():
             if isinstance(result, MicrokernelError):
                 log.error("load failed", model=name, version=version, reason=str(result))
-                self._table.unavailable(name, version, result.quoted())
+                failed[version] = result
             elif isinstance(result, BaseException):
                 raise result
-            elif failed:
-                await result.stop()
-                self._table.unavailable(name, version, UNLOADED)
-            else:
-                self._table.loaded(name, version, result)
+        models = {v: r for v, r in results.items() if isinstance(r, ModelVersion)}
+        if failed:
+            self._table.failed(name, {v: error.quoted() for v, error in failed.items()})
+            for model in models.values():
+                self._own(model, model.stop())
+            parts = "".join(
+                f"version {v} is at UNAVAILABLE state: {e.quoted()};" for v, e in failed.items()
+            )
+            raise LoadFailed(f"load failed for model '{name}': {parts}\n")
+        for version, old in self._table.swap(name, models).items():
+            self._own(old, self._retire(name, version, old))
+
+    async def unload(self, name: str) -> None:
+        """Take a model down: it gets no new requests from now on, what it accepted still finishes.
+        A model that is not loaded is left alone."""
+        async with self._locks.setdefault(name, asyncio.Lock()):
+            source = self._sources.pop(name, None)
+            if source is not None:
+                source.close()
+            for version, model in self._table.swap(name, {}).items():
+                self._own(model, self._retire(name, version, model))
+
+    async def _retire(self, name: str, version: int, model: ModelVersion) -> None:
+        """Let what was accepted finish, then stop the version."""
+        await model.drain()
+        await model.stop()
+        self._table.unloaded(name, version, model)
+        log.info("model unloaded", model=name, version=version)
+
+    def _own(self, model: ModelVersion, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.ensure_future(work)
+        self._retiring[task] = model
+        task.add_done_callback(self._retiring.pop)
 
     async def drain(self, limit: float) -> bool:
         """Refuse new requests and let accepted ones finish for at most `limit` seconds; the rest
         is answered with an error then. Whether all finished."""
-        models = self._table.loaded_versions()
+        models = list({*self._table.loaded_versions(), *self._retiring.values()})
         drains = [asyncio.ensure_future(model.drain()) for model in models]
         if not drains:
             return True
@@ -99,4 +202,20 @@ class Catalogue:
     async def stop(self) -> None:
         """Stop every model; after `drain`."""
         await asyncio.gather(*(model.stop() for model in self._table.loaded_versions()))
+        await asyncio.gather(*self._retiring, return_exceptions=True)
+        for source in self._sources.values():
+            source.close()
         await self._loader.close()
+
+
+def check_name(name: str) -> None:
+    """Raise InvalidArgument for what cannot be a model's name, in Triton's words."""
+    if not name.strip():
+        raise InvalidArgument("Model name cannot be empty. Please enter a valid name to deploy.")
+    if name.strip() == ".." or "/" in name:
+        raise InvalidArgument("model name must not contain path traversal characters")
+
+
+def not_polled(name: str) -> Internal:
+    """What a client is told of a model that cannot be found or whose configuration is wrong."""
+    return Internal(f"failed to load '{name}', failed to poll from model repository")

@@ -53,13 +53,14 @@ class Loader:
         self._settings = settings
         self._forks = ForkServers()
 
-    def read(self, directory: Path) -> ModelConfig:
-        """The configuration of a model as its file and its directory tell, without a worker.
+    def read(self, directory: Path, given: ModelConfig | None = None) -> ModelConfig:
+        """The configuration of a model as its file, or the one that is given in its place, and its
+        directory tell, without a worker.
 
         Raises InvalidArgument for a file that is wrong and where no backend can be told, and
         Unsupported for what this version does not offer.
         """
-        config = self.written(directory)
+        config = self.written(directory) if given is None else given
         source = config_path(directory, self._settings.config_name) or directory
         if faults := not_offered(config):
             raise Unsupported(f"{source}: {'; '.join(faults)}")

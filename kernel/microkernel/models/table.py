@@ -1,6 +1,6 @@
 """Which models there are, which versions of them serve, and why the others do not."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -50,21 +50,42 @@ class ModelTable:
         """The model cannot be served at all; clients are told that it is not found."""
         self._models[name] = _Model(reason=reason)
 
-    def loading(self, name: str, version: int) -> None:
-        """A version is being loaded."""
-        self._models.setdefault(name, _Model()).versions[version] = _Entry(State.LOADING)
+    def loading(self, name: str, versions: Iterable[int]) -> None:
+        """Versions are being loaded; those that serve already go on."""
+        model = self._models.setdefault(name, _Model())
+        for version in versions:
+            if not self.ready(name, version):
+                model.versions[version] = _Entry(State.LOADING)
 
-    def loaded(self, name: str, version: int, model: ModelVersion) -> None:
-        """A version serves from now on."""
-        self._models[name].versions[version] = _Entry(State.READY, model=model)
+    def failed(self, name: str, reasons: Mapping[int, str]) -> None:
+        """A load failed: none of the versions it was about serves, unless it did before."""
+        for version, entry in self._models[name].versions.items():
+            if entry.state is State.LOADING:
+                entry.state = State.UNAVAILABLE
+                entry.reason = reasons.get(version, UNLOADED)
 
-    def unavailable(self, name: str, version: int, reason: str) -> None:
-        """A version does not serve, and why."""
-        self._models[name].versions[version] = _Entry(State.UNAVAILABLE, reason)
+    def swap(self, name: str, models: Mapping[int, ModelVersion]) -> dict[int, ModelVersion]:
+        """These versions serve from now on and no others. Returns the ones that served before,
+        which get no new requests; `unloaded` says when they are gone."""
+        model = self._models.setdefault(name, _Model()) if models else self._models.get(name)
+        if model is None:
+            return {}
+        before = {
+            version: entry.model
+            for version, entry in model.versions.items()
+            if entry.state is State.READY and entry.model is not None
+        }
+        for version in before:
+            model.versions[version].state = State.UNLOADING
+        for version, loaded in models.items():
+            model.versions[version] = _Entry(State.READY, model=loaded)
+        return before
 
-    def unloading(self, name: str, version: int) -> None:
-        """A version takes no new requests; those it accepted go on."""
-        self._models[name].versions[version].state = State.UNLOADING
+    def unloaded(self, name: str, version: int, model: ModelVersion) -> None:
+        """A version that `swap` gave back is gone."""
+        entry = self._models[name].versions.get(version)
+        if entry is not None and entry.model is model:
+            self._models[name].versions[version] = _Entry(State.UNAVAILABLE, UNLOADED)
 
     def find(self, name: str, version: int = LATEST) -> ModelVersion:
         """The version that answers a request. Raises NotFound and Unavailable in Triton's words."""

@@ -98,6 +98,19 @@ def config_path(directory: Path, config_name: str = "") -> Path | None:
     return next((path for path in candidates if path.is_file()), None)
 
 
+def modified(directory: Path) -> int:
+    """The newest modification time of a directory and everything below it, in ns; 0 for what goes
+    while it is looked at."""
+
+    def of(path: Path) -> int:
+        try:
+            return path.stat().st_mtime_ns
+        except OSError:
+            return 0
+
+    return max(map(of, (directory, *directory.rglob("*"))))
+
+
 def directories(parent: Path) -> list[Path]:
     """The directories right below `parent`, in string order of their names. Raises InvalidArgument
     naming `parent` where it cannot be listed."""
