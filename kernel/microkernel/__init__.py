@@ -42,6 +42,7 @@ from microkernel.port import (
     ModelStatistics,
     Server,
     ServerMetadata,
+    SystemRegion,
     TensorMetadata,
 )
 from microkernel.request import (
@@ -51,6 +52,7 @@ from microkernel.request import (
     Outcome,
     Parameter,
     Parameters,
+    RegionPart,
     Sequence,
     parse_version,
 )
@@ -127,6 +129,7 @@ __all__ = [
     "Parameter",
     "Parameters",
     "Placement",
+    "RegionPart",
     "RegisterBackend",
     "RegisterFrontend",
     "RegisterOptions",
@@ -135,6 +138,7 @@ __all__ = [
     "Server",
     "ServerMetadata",
     "Shape",
+    "SystemRegion",
     "Tensor",
     "TensorMetadata",
     "TransactionPolicy",

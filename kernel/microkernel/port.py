@@ -55,6 +55,17 @@ class ModelIndex:
 
 
 @dataclass(frozen=True, slots=True)
+class SystemRegion:
+    """A region of POSIX shared memory that a client registers: `byte_size` bytes of the object
+    `key`, from `offset`."""
+
+    name: str
+    key: str
+    byte_size: int
+    offset: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class LogSettings:
     """What is logged: the file ("" for the console), the severities, the verbosity, the form
     (`default` or `ISO8601`)."""
@@ -157,6 +168,21 @@ class Server(Protocol):
 
     async def log_settings(self, changes: LogChanges | None = None) -> LogSettings:
         """The log's settings, changed first where `changes` says so."""
+        ...
+
+    async def register_system_shared_memory(self, region: SystemRegion) -> None:
+        """Register a region. Raises Unsupported unless `--allow-client-shm`, InvalidArgument for a
+        name or key that cannot be one and a region beyond its object, AlreadyExists for a name that
+        is taken, and Internal where the object cannot be opened."""
+        ...
+
+    async def system_shared_memory(self, name: str = "") -> Sequence[SystemRegion]:
+        """The registered regions, or the one of that name. Raises NotFound."""
+        ...
+
+    async def unregister_system_shared_memory(self, name: str = "") -> None:
+        """Forget a region, or all of them; requests that use it go on. Raises Unsupported unless
+        `--allow-client-shm`."""
         ...
 
     async def metrics(self) -> bytes:

@@ -15,6 +15,7 @@ Parameter: TypeAlias = bool | int | float | str
 Parameters: TypeAlias = Mapping[str, Parameter]
 
 NO_PARAMETERS: Parameters = {}
+NO_CLASSIFICATIONS: Mapping[str, int] = {}
 LATEST = -1
 """As a version: the highest one that is ready."""
 
@@ -32,13 +33,27 @@ class Sequence:
 NO_SEQUENCE = Sequence()
 
 
+@dataclass(frozen=True, slots=True)
+class RegionPart:
+    """A part of a region of shared memory that a client has registered."""
+
+    region: str
+    byte_size: int
+    offset: int = 0
+
+
+NO_PARTS: Mapping[str, RegionPart] = {}
+
+
 @dataclass(slots=True)
 class InferRequest:
     """One inference request, built whole by a front end; read-only by habit.
 
     `outputs` names the outputs asked for, empty for all. `timeout_us` is the wait a client allows
     in the queue, 0 for none. `parameters` holds only what a client sent for the backend, never a
-    reserved key.
+    reserved key. `classifications` says of which outputs the largest values are wanted in place of
+    the tensor, and how many. `shared_inputs` says where the data of an input lies in shared memory;
+    its tensor's own data is empty then. `shared_outputs` says where an output goes.
     """
 
     model_name: str
@@ -50,6 +65,9 @@ class InferRequest:
     priority: int = 0
     timeout_us: int = 0
     sequence: Sequence = field(default_factory=lambda: NO_SEQUENCE)
+    classifications: Mapping[str, int] = field(default_factory=lambda: NO_CLASSIFICATIONS)
+    shared_inputs: Mapping[str, RegionPart] = field(default_factory=lambda: NO_PARTS)
+    shared_outputs: Mapping[str, RegionPart] = field(default_factory=lambda: NO_PARTS)
 
     def input(self, name: str) -> Tensor | None:
         """The input of that name, None where the request leaves it out."""
@@ -69,6 +87,7 @@ class InferResponse:
     id: str
     outputs: tuple[Tensor, ...]
     parameters: Parameters = field(default_factory=lambda: NO_PARAMETERS)
+    shared_outputs: Mapping[str, RegionPart] = field(default_factory=lambda: NO_PARTS)
 
 
 Outcome: TypeAlias = InferResponse | MicrokernelError

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
+from dataclasses import replace
 from importlib.metadata import version as package_version
 
 import structlog
@@ -11,6 +12,7 @@ from microkernel.errors import InvalidArgument, Unavailable
 from microkernel.log import LogControl
 from microkernel.models.catalogue import Catalogue, check_name, not_polled
 from microkernel.models.table import ModelTable
+from microkernel.models.version import ModelVersion
 from microkernel.port import (
     LogChanges,
     LogSettings,
@@ -18,11 +20,13 @@ from microkernel.port import (
     ModelMetadata,
     ModelStatistics,
     ServerMetadata,
+    SystemRegion,
     TensorMetadata,
 )
 from microkernel.repository.override import Override
 from microkernel.request import LATEST, InferRequest, InferResponse
 from microkernel.settings import ServerSettings
+from microkernel.shared_memory import SharedMemory
 from microkernel.tensor import BY_CONFIG_NAME
 
 log = structlog.get_logger()
@@ -30,6 +34,7 @@ log = structlog.get_logger()
 EXTENSIONS = (
     "model_repository",
     "model_configuration",
+    "system_shared_memory",
     "binary_tensor_data",
     "parameters",
     "statistics",
@@ -50,6 +55,7 @@ class KernelServer:
         self._name = settings.id
         self._strict = settings.strict_readiness
         self._explicit = settings.model_control_mode == "explicit"
+        self._memory = SharedMemory(allowed=settings.allow_client_shm)
         self._started = False
         self._exiting = False
 
@@ -63,7 +69,30 @@ class KernelServer:
 
     async def infer(self, request: InferRequest) -> InferResponse:
         """See `Server.infer`."""
-        return await self._table.find(request.model_name, request.version).infer(request)
+        model = self._table.find(request.model_name, request.version)
+        if request.shared_inputs or request.shared_outputs:
+            return await self._infer_shared(model, request)
+        return await model.infer(request)
+
+    async def _infer_shared(self, model: ModelVersion, request: InferRequest) -> InferResponse:
+        """Infer with tensors in shared memory. The regions of outputs are held until they have been
+        written, whatever a client unregisters meanwhile."""
+        regions = {o: self._memory.find(part) for o, part in request.shared_outputs.items()}
+        inputs = tuple(
+            tensor
+            if (part := request.shared_inputs.get(tensor.name)) is None
+            else replace(tensor, data=self._memory.find(part).read(part))
+            for tensor in request.inputs
+        )
+        response = await model.infer(replace(request, inputs=inputs))
+        outputs, placed = [], {}
+        for tensor in response.outputs:
+            if (region := regions.get(tensor.name)) is not None:
+                placed[tensor.name] = part = request.shared_outputs[tensor.name]
+                region.write(part, tensor.data, tensor.name)
+                tensor = replace(tensor, data=b"")
+            outputs.append(tensor)
+        return replace(response, outputs=tuple(outputs), shared_outputs=placed)
 
     async def live(self) -> bool:
         """See `Server.live`."""
@@ -143,6 +172,18 @@ class KernelServer:
     def _check_explicit(self) -> None:
         if not self._explicit:
             raise Unavailable("explicit model load / unload is not allowed if polling is enabled")
+
+    async def register_system_shared_memory(self, region: SystemRegion) -> None:
+        """See `Server.register_system_shared_memory`."""
+        self._memory.register(region)
+
+    async def system_shared_memory(self, name: str = "") -> Sequence[SystemRegion]:
+        """See `Server.system_shared_memory`."""
+        return self._memory.status(name)
+
+    async def unregister_system_shared_memory(self, name: str = "") -> None:
+        """See `Server.unregister_system_shared_memory`."""
+        self._memory.unregister(name)
 
     async def log_settings(self, changes: LogChanges | None = None) -> LogSettings:
         """See `Server.log_settings`."""

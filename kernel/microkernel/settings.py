@@ -54,6 +54,11 @@ class ServerSettings:
         flag="--exit-timeout-secs",
         about="Seconds to let accepted requests finish when stopping.",
     )
+    allow_client_shm: bool = option(
+        False,
+        flag="--allow-client-shm",
+        about="Whether clients may register shared memory for inputs and outputs.",
+    )
     log_verbose: int = option(0, flag="--log-verbose", about="0 for normal, 1 or more for verbose.")
     log_info: bool = option(True, flag="--log-info", about="Whether to log informational lines.")
     log_warning: bool = option(True, flag="--log-warning", about="Whether to log warnings.")

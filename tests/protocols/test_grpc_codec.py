@@ -18,14 +18,13 @@ from microkernel import (
     ModelConfig,
     ModelInput,
     ModelParameter,
-    NotFound,
     Parameter,
+    RegionPart,
     Sequence,
     Tensor,
-    Unsupported,
 )
 from microkernel_grpc.decode import decode, parse
-from microkernel_grpc.encode import encode, model_config
+from microkernel_grpc.encode import encode, encode_streamed, model_config
 from microkernel_grpc.schema import message
 from microkernel_grpc.wire import join_raw, split_raw
 
@@ -40,6 +39,14 @@ def entry(**fields: Any) -> dict[str, Any]:
 
 def read(infer: Any) -> InferRequest:
     return decode(*parse(infer.SerializeToString()))
+
+
+def region(name: str, size: int, offset: int | None = None) -> dict[str, Any]:
+    """The parameters of a tensor in shared memory."""
+    given = {"shared_memory_region": {"string_param": name}} | {
+        "shared_memory_byte_size": {"int64_param": size}
+    }
+    return given if offset is None else {**given, "shared_memory_offset": {"int64_param": offset}}
 
 
 def raw(values: Any, dtype: str = "<f4") -> bytes:
@@ -98,6 +105,31 @@ def test_typed_contents(datatype: str, contents: dict[str, Any], values: list[An
     assert request.inputs[0].as_numpy().tolist() == values
 
 
+def test_classes_asked_for() -> None:
+    top = {"classification": {"int64_param": 3}}
+    request = read(build(outputs=[{"name": "A", "parameters": top}, {"name": "B"}]))
+    assert request.outputs == ("A", "B")
+    assert request.classifications == {"A": 3}
+
+
+def test_tensors_in_shared_memory() -> None:
+    shared = entry(parameters=region("r", 8, 16))
+    output = {"name": "A", "parameters": region("s", 4)}
+    inputs = [shared, entry(name="Y", shape=[1])]
+    request = read(
+        build(inputs=inputs, raw_input_contents=[raw([7])], outputs=[output, {"name": "B"}])
+    )
+    assert request.shared_inputs == {"X": RegionPart("r", 8, 16)}
+    assert request.shared_outputs == {"A": RegionPart("s", 4, 0)}
+    assert request.inputs[0].nbytes == 0
+    assert request.inputs[1].as_numpy().tolist() == [7]  # the only one that takes a raw entry
+
+
+def test_forwarded_parameters_beat_those_of_the_message() -> None:
+    infer = build(parameters={"a": {"string_param": "x"}, "b": {"int64_param": 1}})
+    assert decode(infer, [], {"a": "y", "c": "z"}).parameters == {"a": "y", "b": 1, "c": "z"}
+
+
 def test_typed_contents_of_no_elements() -> None:
     request = read(build(inputs=[entry(shape=[0], contents={})]))
     assert request.inputs[0].nbytes == 0
@@ -150,16 +182,14 @@ def test_typed_contents_of_no_elements() -> None:
         ),
         (
             {"inputs": [entry(parameters={"shared_memory_region": {"string_param": "r"}})]},
-            NotFound,
-            "Unable to find shared memory region: 'r'",
+            InvalidArgument,
+            "'shared_memory_byte_size' must be specified along with 'shared_memory_region' "
+            "parameter for input tensor 'X'",
         ),
         (
             {
                 "inputs": [
-                    entry(
-                        parameters={"shared_memory_region": {"string_param": "r"}},
-                        contents={"fp32_contents": [1]},
-                    )
+                    entry(parameters=region("r", 8), contents={"fp32_contents": [1]}),
                 ]
             },
             InvalidArgument,
@@ -171,14 +201,41 @@ def test_typed_contents_of_no_elements() -> None:
             "'shared_memory_offset' can not be specified without 'shared_memory_region'",
         ),
         (
-            {"outputs": [{"name": "A", "parameters": {"classification": {"int64_param": 1}}}]},
-            Unsupported,
-            "the classification extension is not offered",
+            {"outputs": [{"name": "A", "parameters": {"classification": {"int64_param": 0}}}]},
+            InvalidArgument,
+            "invalid value 0 for 'classification' parameter for output tensor 'A', expected 1 or "
+            "more.",
         ),
         (
-            {"outputs": [{"name": "A", "parameters": {"shared_memory_region": {}}}]},
-            NotFound,
-            "Unable to find shared memory region: ''",
+            {"outputs": [{"name": "A", "parameters": {"classification": {"uint64_param": 1}}}]},
+            InvalidArgument,
+            "invalid value type for 'classification' parameter for output tensor 'A', expected "
+            "int64_param.",
+        ),
+        (
+            {
+                "outputs": [
+                    {
+                        "name": "A",
+                        "parameters": {
+                            "classification": {"int64_param": 1},
+                            "shared_memory_region": {"string_param": "r"},
+                        },
+                    }
+                ]
+            },
+            InvalidArgument,
+            "output 'A' can't set both 'shared_memory_region' and 'classification'",
+        ),
+        (
+            {
+                "outputs": [
+                    {"name": "A", "parameters": {**region("r", 8), "shared_memory_region": {}}}
+                ]
+            },
+            InvalidArgument,
+            "invalid value type for 'shared_memory_region' parameter for output tensor 'A', "
+            "expected string_param.",
         ),
         (
             {"model_version": "x"},
@@ -288,6 +345,21 @@ def test_raw_contents_added_by_hand_are_read_by_protobuf(contents: list[bytes]) 
     read_back.ParseFromString(packed)
     assert read_back.model_name == "m"
     assert list(read_back.raw_output_contents) == contents
+
+
+@given(st.lists(st.binary(max_size=300), max_size=4))
+@settings(deadline=None, max_examples=100)
+def test_a_streamed_answer_is_the_final_one_in_its_envelope(contents: list[bytes]) -> None:
+    outputs = tuple(
+        Tensor(f"O{i}", DATA_TYPES["UINT8"], (len(data),), data) for i, data in enumerate(contents)
+    )
+    response = InferResponse("m", 3, "seven", outputs)
+    streamed: Any = message("ModelStreamInferResponse")()
+    streamed.ParseFromString(encode_streamed(response))
+    plain: Any = message("ModelInferResponse")()
+    plain.ParseFromString(encode(response))
+    plain.parameters["triton_final_response"].bool_param = True
+    assert streamed == message("ModelStreamInferResponse")(infer_response=plain)
 
 
 def test_every_output_has_a_raw_entry() -> None:

@@ -1,6 +1,7 @@
 """The gRPC front end on a real socket, with the official client and with bare calls."""
 
 import asyncio
+import queue
 import socket
 from collections.abc import AsyncIterator, Callable
 from typing import Any
@@ -33,10 +34,7 @@ from microkernel_grpc.schema import SERVICES, message, methods  # noqa: E402
 from microkernel_grpc.settings import GrpcSettings  # noqa: E402
 from microkernel_grpc.status import details_of, status_of  # noqa: E402
 
-SERVED = {
-    *("ServerLive", "ServerReady", "ModelReady", "ServerMetadata", "ModelMetadata"),
-    *("ModelConfig", "ModelInfer", "RepositoryIndex"),
-}
+NOT_SERVED = f"/{SERVICES[0]}/TraceSetting"
 
 
 def with_client(port: int, use: Callable[[Any], Any]) -> Any:
@@ -215,23 +213,18 @@ async def test_bytes_that_are_no_message(channel: Any, name: str) -> None:
     assert caught.value.details() == f"the message is not a valid {name}Request"
 
 
-@pytest.mark.parametrize(
-    "path", [path for path, m in methods().items() if m.name not in {*SERVED, "Check"}]
-)
-async def test_what_is_not_served_is_named(channel: Any, path: str) -> None:
-    name = path.rsplit("/", 1)[1]
-    kind = channel.stream_unary if methods()[path].streams else channel.unary_unary
+async def test_what_is_not_served_is_named(channel: Any) -> None:
     with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await kind(path)(iter([b""]) if methods()[path].streams else b"")
+        await channel.unary_unary(NOT_SERVED)(b"")
     assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
-    assert caught.value.details() == f"{name} is not served by this version"
+    assert caught.value.details() == "TraceSetting is not served by this version"
 
 
-async def test_a_repository_cannot_be_named(channel: Any) -> None:
+@pytest.mark.parametrize("name", ["Index", "ModelLoad", "ModelUnload"])
+async def test_a_repository_cannot_be_named(channel: Any, name: str) -> None:
+    asked = message(f"Repository{name}Request")(repository_name="other")
     with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await bare(channel, "RepositoryIndex")(
-            message("RepositoryIndexRequest")(repository_name="other")
-        )
+        await bare(channel, f"Repository{name}")(asked)
     assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
     assert caught.value.details() == "'repository_name' specification is not supported"
 
@@ -258,7 +251,10 @@ async def test_the_standard_health_service(server: FakeServer, channel: Any) -> 
     assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
 
 
-async def test_a_client_that_gives_up_cancels_its_request(server: FakeServer, channel: Any) -> None:
+@pytest.mark.parametrize("how", ["cancel", "deadline"])
+async def test_a_client_that_gives_up_cancels_its_request(
+    server: FakeServer, channel: Any, how: str
+) -> None:
     started, cancelled = asyncio.Event(), asyncio.Event()
 
     async def wait(config: ModelConfig, request: InferRequest) -> InferResponse:
@@ -271,13 +267,61 @@ async def test_a_client_that_gives_up_cancels_its_request(server: FakeServer, ch
         raise AssertionError
 
     server.models["identity"].answer = wait
-    call = bare(channel, "ModelInfer")(request())
+    call = bare(channel, "ModelInfer")(request(), timeout=2 if how == "deadline" else None)
     waiting = asyncio.ensure_future(call)
     await asyncio.wait_for(started.wait(), 10)
-    call.cancel()
+    if how == "cancel":
+        call.cancel()
     await asyncio.wait_for(cancelled.wait(), 10)
-    with pytest.raises(asyncio.CancelledError):
+    with pytest.raises(asyncio.CancelledError if how == "cancel" else grpc.aio.AioRpcError):
         await waiting
+
+
+async def test_the_official_client_asks_for_classes(grpc_port: int) -> None:
+    values = np.array([[0.25, 4, -1], [3, 1, 2]], np.float32)
+
+    def use(c: Any) -> Any:
+        wanted = [client.InferRequestedOutput("OUTPUT0", class_count=2)]
+        return c.infer("identity", [infer_input(values)], outputs=wanted).as_numpy("OUTPUT0")
+
+    classes = await asyncio.to_thread(with_client, grpc_port, use)
+    assert classes.tolist() == [
+        [b"4.000000:1", b"0.250000:0"],
+        [b"3.000000:0", b"2.000000:2"],
+    ]
+
+
+def stream(port: int, values: list[np.ndarray[Any, Any]], **settings: Any) -> list[Any]:
+    """What the official client gets on one stream; None for the result of a failure."""
+    arrived: queue.Queue[Any] = queue.Queue()
+    with client.InferenceServerClient(f"127.0.0.1:{port}") as connected:
+        connected.start_stream(lambda result, error: arrived.put((result, error)), **settings)
+        for i, array in enumerate(values):
+            name = "identity" if array.size else "absent"
+            connected.async_stream_infer(name, [infer_input(array)], request_id=str(i))
+        got = [arrived.get(timeout=30) for _ in values]
+        connected.stop_stream()
+    return got
+
+
+async def test_the_official_client_streams(grpc_port: int) -> None:
+    values = [np.full((1, 1), i, np.float32) for i in range(50)]
+    got = await asyncio.to_thread(stream, grpc_port, [*values, np.empty((1, 0), np.float32)])
+    result, error = got.pop()
+    assert result is None
+    assert str(error) == "Request for unknown model: 'absent' is not found"
+    assert [error for _, error in got] == [None] * 50
+    assert [r.get_response().id for r, _ in got] == [str(i) for i in range(50)]
+    assert [r.as_numpy("OUTPUT0").item() for r, _ in got] == list(range(50))
+
+
+async def test_the_official_client_streams_large_compressed_tensors(grpc_port: int) -> None:
+    values = np.arange(1_000_000, dtype=np.float32).reshape(1, -1)
+    ((result, error),) = await asyncio.to_thread(
+        lambda: stream(grpc_port, [values], compression_algorithm="gzip")
+    )
+    assert error is None
+    np.testing.assert_array_equal(result.as_numpy("OUTPUT0"), values)
 
 
 async def _connect_until_refused(port: int) -> None:

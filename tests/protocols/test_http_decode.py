@@ -16,7 +16,6 @@ from microkernel import (
     MicrokernelError,
     NotFound,
     Sequence,
-    Unsupported,
 )
 from microkernel_http.decode import (
     ALL_BINARY,
@@ -102,6 +101,18 @@ def test_a_listed_output_does_not_follow_binary_data_output() -> None:
         {"inputs": [], "outputs": [{"name": "A"}], "parameters": {"binary_data_output": True}}
     )
     assert not forms.is_binary("A")
+
+
+def test_the_outputs_of_which_classes_are_wanted() -> None:
+    listed = [
+        {"name": "A", "parameters": {"classification": 3, "binary_data": True}},
+        {"name": "B", "parameters": {"classification": 0}},
+        {"name": "C"},
+    ]
+    request, forms = read_both({"inputs": [], "outputs": listed})
+    assert request.outputs == ("A", "B", "C")
+    assert request.classifications == {"A": 3}
+    assert [forms.is_binary(name) for name in "ABC"] == [True, False, False]
 
 
 def test_binary_inputs_are_views_on_the_body_in_the_order_of_the_inputs() -> None:
@@ -285,9 +296,9 @@ ONE_OF = (
             "Unable to parse 'binary_data': attempt to access JSON non-boolean as boolean",
         ),
         (
-            {"inputs": [], "outputs": [{"name": "A", "parameters": {"classification": 2}}]},
-            Unsupported,
-            "classification",
+            {"inputs": [], "outputs": [{"name": "A", "parameters": {"classification": -1}}]},
+            Internal,
+            "Unable to parse 'classification': attempt to access JSON non-unsigned-integer",
         ),
         (
             {"inputs": [], "outputs": [{"name": "A", "parameters": {"shared_memory_region": "r"}}]},

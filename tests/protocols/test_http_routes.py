@@ -24,6 +24,16 @@ from microkernel_http.routes import Endpoint, find
         ("GET", "/v2/health/ready", Endpoint.READY, "", LATEST),
         ("POST", "/v2/repository/index", Endpoint.REPOSITORY_INDEX, "", LATEST),
         ("POST", "/v2/repository/any/index", Endpoint.REPOSITORY_INDEX, "", LATEST),
+        ("POST", "/v2/models/m/generate", Endpoint.GENERATE, "m", LATEST),
+        ("POST", "/v2/models/m/versions/2/generate_stream", Endpoint.GENERATE_STREAM, "m", 2),
+        ("GET", "/v2/models/stats", Endpoint.STATISTICS, "", LATEST),
+        ("GET", "/v2/models/m/stats", Endpoint.STATISTICS, "m", LATEST),
+        ("GET", "/v2/models/m/versions/3/stats", Endpoint.STATISTICS, "m", 3),
+        ("GET", "/v2/models/stats/stats", Endpoint.STATISTICS, "stats", LATEST),
+        ("POST", "/v2/repository/models/a%20b/load", Endpoint.LOAD, "a b", LATEST),
+        ("POST", "/v2/repository/models/m/unload", Endpoint.UNLOAD, "m", LATEST),
+        ("GET", "/v2/logging", Endpoint.LOGGING, "", LATEST),
+        ("POST", "/v2/logging", Endpoint.LOGGING, "", LATEST),
     ],
 )
 def test_paths(method: str, target: str, endpoint: Endpoint, model: str, version: int) -> None:
@@ -38,9 +48,10 @@ def test_paths(method: str, target: str, endpoint: Endpoint, model: str, version
     [
         *("/", "/v2/", "/v2/none", "/v2/models", "/v2/models/", "/v2/models/m/", "//v2"),
         *("/v2/models/m/versions", "/v2/models/m/versions/", "/v2/models/m/versions/x"),
-        *("/v2/models/m/versions/-1", "/v2/models/m/versions/1/", "/v2/models/stats"),
+        *("/v2/models/m/versions/-1", "/v2/models/m/versions/1/", "/v2/trace/setting"),
         *("/v2/models/m/versions/\u0661", "/v2/models/m/none", "/v2/health", "/v2\n"),
-        "/v2/repository/a/b/index",
+        *("/v2/repository/a/b/index", "/v2/repository/models/load", "/v2/repository/m/load"),
+        *("/v2/sharedmemory/status", "/v2/systemsharedmemory/region/status", "/v2/logging/"),
     ],
 )
 def test_paths_that_are_none(target: str) -> None:
@@ -48,8 +59,43 @@ def test_paths_that_are_none(target: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("target", "repository"),
+    [
+        ("/v2/repository/models/m/load", ""),
+        ("/v2/repository/other/models/m/load", "other"),
+        ("/v2/repository/models/models/m/unload", "models"),
+    ],
+)
+def test_paths_that_name_a_repository(target: str, repository: str) -> None:
+    route = find("POST", target)
+    assert route is not None
+    assert (route.repository, route.model) == (repository, "m")
+
+
+@pytest.mark.parametrize(
+    ("method", "target", "endpoint", "kind", "region"),
+    [
+        ("GET", "/v2/systemsharedmemory/status", Endpoint.REGION_STATUS, "system", ""),
+        ("GET", "/v2/cudasharedmemory/region/a%20b/status", Endpoint.REGION_STATUS, "cuda", "a b"),
+        ("POST", "/v2/cudasharedmemory/region/r/register", Endpoint.REGION_CHANGE, "cuda", "r"),
+        ("POST", "/v2/systemsharedmemory/unregister", Endpoint.REGION_CHANGE, "system", ""),
+    ],
+)
+def test_paths_of_shared_memory(
+    method: str, target: str, endpoint: Endpoint, kind: str, region: str
+) -> None:
+    route = find(method, target)
+    assert route is not None
+    assert (route.endpoint, route.allowed) == (endpoint, True)
+    assert (route.kind, route.region) == (kind, region)
+
+
+@pytest.mark.parametrize(
     ("method", "target"),
     [
+        ("POST", "/v2/models/stats"),
+        ("GET", "/v2/repository/models/m/load"),
+        ("PUT", "/v2/logging"),
         ("GET", "/v2/models/m/infer"),
         ("OPTIONS", "/v2/models/m/infer"),
         ("HEAD", "/v2/health/live"),

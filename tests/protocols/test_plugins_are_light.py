@@ -42,7 +42,8 @@ def test_what_the_plug_ins_register() -> None:
     flags = [spec.flag for s in (http, grpc) for _, spec, _ in options_of(s).values()]
     assert flags == [
         *("--allow-http", "--http-address", "--http-port", "--reuse-http-port"),
-        *("--http-max-input-size", "--allow-metrics", "--metrics-address", "--metrics-port"),
+        *("--http-max-input-size", "--http-header-forward-pattern", "--http-restricted-api"),
+        *("--allow-metrics", "--metrics-address", "--metrics-port"),
         *("--allow-grpc", "--grpc-address", "--grpc-port", "--reuse-grpc-port"),
     ]
     assert build(http, {"port": 0}, "plugins.toml") == http(port=0)  # type: ignore[call-arg]

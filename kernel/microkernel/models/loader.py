@@ -18,6 +18,7 @@ from microkernel.errors import InvalidArgument, Unsupported
 from microkernel.models.crew import Crew, CrewEvents, seats
 from microkernel.models.version import ModelVersion
 from microkernel.repository.complete import complete, merge_completed, normalise, placements
+from microkernel.repository.labels import read_labels
 from microkernel.repository.store import config_path, select, versions
 from microkernel.workers.contract import Hosted, Worker
 from microkernel.workers.process import ProcessWorker
@@ -100,7 +101,10 @@ class Loader:
         first = await self._launch(hosted, kind)
         try:
             config = await self._completed(config, hosted, first)
-            model = ModelVersion(config, version, lambda events: self._crew(config, hosted, events))
+            labels = await asyncio.to_thread(read_labels, config, directory)
+            model = ModelVersion(
+                config, version, lambda events: self._crew(config, hosted, events), labels
+            )
         except BaseException:
             await first.stop()
             raise

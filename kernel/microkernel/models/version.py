@@ -4,7 +4,9 @@ import asyncio
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 
+from microkernel.classification import Labels, classify_outputs
 from microkernel.config.model import ModelConfig
 from microkernel.errors import MicrokernelError, Unavailable
 from microkernel.models.checking import RequestChecker
@@ -18,16 +20,24 @@ from microkernel.tensor import Tensor
 from microkernel.workers.contract import Result, Worker
 from microkernel.workers.descriptors import Answer
 
+_MANY = 64 << 10
+"""The most bytes of an output whose classes are found at once."""
+
 
 class ModelVersion:
     """Answers requests. Every request it accepts gets exactly one answer, whatever happens."""
 
     def __init__(
-        self, config: ModelConfig, version: int, make_crew: Callable[[CrewEvents], Crew]
+        self,
+        config: ModelConfig,
+        version: int,
+        make_crew: Callable[[CrewEvents], Crew],
+        labels: Labels | None = None,
     ) -> None:
-        """`config` is complete and normalised; the crew is made with this version's events and
-        started by the caller."""
+        """`config` is complete and normalised, `labels` are those of its outputs; the crew is made
+        with this version's events and started by the caller."""
         self.config = config
+        self._labels = labels or {}
         self.version = version
         self.stats = ModelStats()
         self._checker = RequestChecker(config)
@@ -57,6 +67,8 @@ class ModelVersion:
         self._unanswered += 1
         try:
             self._submit(pending)
+            if request.classifications:
+                return await self._classified(request, reply)
             return await reply
         except asyncio.CancelledError:
             if self._scheduler.abandon(pending):
@@ -66,6 +78,23 @@ class ModelVersion:
             self._unanswered -= 1
             if self._unanswered == 0:
                 self._drained.set()
+
+    async def _classified(
+        self, request: InferRequest, reply: "asyncio.Future[InferResponse]"
+    ) -> InferResponse:
+        """The response with the classes that were asked for; where they may be many, found in a
+        thread."""
+        response = await reply
+        work = partial(
+            classify_outputs,
+            response,
+            request.classifications,
+            self._labels,
+            batches=self.config.max_batch_size > 0,
+        )
+        if any(tensor.nbytes > _MANY for tensor in response.outputs):
+            return await asyncio.to_thread(work)
+        return work()
 
     def _submit(self, pending: Pending) -> None:
         try:

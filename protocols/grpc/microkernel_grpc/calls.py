@@ -1,27 +1,37 @@
-"""What each RPC does, from message bytes to message bytes; nothing here knows grpc."""
+"""What each unary RPC does, from message bytes to message bytes; nothing here knows grpc."""
 
-from collections.abc import Awaitable, Callable, Mapping
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import Any, TypeAlias
 
 from google.protobuf.message import DecodeError, Message
 
-from microkernel import InvalidArgument, MicrokernelError, Server, Unsupported, parse_version
+from microkernel import InvalidArgument, NotFound, Server, SystemRegion, Unsupported, parse_version
 from microkernel_grpc import encode
-from microkernel_grpc.decode import decode, parse
+from microkernel_grpc.inference import Inference
+from microkernel_grpc.logs import log_changes, log_settings
+from microkernel_grpc.repository import load_parameters, unload_dependents
+from microkernel_grpc.restricted import Metadata
 from microkernel_grpc.schema import Method, message
+from microkernel_grpc.statistics import model_statistics
 
-Call: TypeAlias = Callable[[bytes], Awaitable[bytes]]
+Call: TypeAlias = Callable[[bytes, Metadata], Awaitable[bytes]]
 _Typed: TypeAlias = Callable[[Any], Awaitable[Message]]
 
 _SERVING, _NOT_SERVING = 1, 2
+_NO_CUDA = (
+    "Client shared memory is disabled. Start the server with '--allow-client-shm=true' to enable."
+)
 
 
 class Calls:
-    """The RPCs that are served. All errors they raise are `MicrokernelError`s, save for faults of
-    this server's own."""
+    """The unary RPCs that are served. All errors they raise are `MicrokernelError`s, save for
+    faults of this server's own."""
 
-    def __init__(self, server: Server) -> None:
+    def __init__(self, server: Server, inference: Inference) -> None:
         self._server = server
+        self._inference = inference
+        self._changing: set[asyncio.Task[None]] = set()
         self._typed: Mapping[str, _Typed] = {
             "ServerLive": self._server_live,
             "ServerReady": self._server_ready,
@@ -29,39 +39,25 @@ class Calls:
             "ServerMetadata": self._server_metadata,
             "ModelMetadata": self._model_metadata,
             "ModelConfig": self._model_config,
+            "ModelStatistics": self._model_statistics,
             "RepositoryIndex": self._repository_index,
+            "RepositoryModelLoad": self._load,
+            "RepositoryModelUnload": self._unload,
+            "SystemSharedMemoryStatus": self._system_regions,
+            "SystemSharedMemoryRegister": self._register_system_region,
+            "SystemSharedMemoryUnregister": self._unregister_system_region,
+            "CudaSharedMemoryStatus": _no_cuda_regions,
+            "CudaSharedMemoryRegister": _no_cuda,
+            "CudaSharedMemoryUnregister": _no_cuda,
+            "LogSettings": self._log_settings,
         }
 
     def call(self, method: Method) -> Call | None:
         """The coroutine function behind a method, None where the method is not served."""
         if method.name == "ModelInfer":
-            return self.infer
+            return self._inference.unary
         typed = self._check(method) if method.name == "Check" else self._typed.get(method.name)
         return None if typed is None else _from_bytes(method, typed)
-
-    async def infer(self, packed: bytes) -> bytes:
-        """ModelInfer. A model that cannot be asked at all is reported before faults of the
-        request, as in Triton."""
-        infer, raw = parse(packed)
-        try:
-            request = decode(infer, raw)
-        except MicrokernelError:
-            await self._check_model(infer)
-            raise
-        try:
-            response = await self._server.infer(request)
-        except Unsupported:
-            await self._check_model(infer)
-            raise
-        return encode.encode(response)
-
-    async def _check_model(self, infer: Any) -> None:
-        version = parse_version(infer.model_version)
-        config = await self._server.model_config(infer.model_name, version)
-        if config.decoupled:
-            raise Unsupported(
-                "ModelInfer RPC doesn't support models with decoupled transaction policy"
-            )
 
     async def _server_live(self, request: Any) -> Message:
         return message("ServerLiveResponse")(live=await self._server.live())
@@ -84,11 +80,54 @@ class Calls:
         version = parse_version(request.version)
         return encode.model_config(await self._server.model_config(request.name, version))
 
+    async def _model_statistics(self, request: Any) -> Message:
+        version = parse_version(request.version)
+        return model_statistics(await self._server.statistics(request.name, version))
+
     async def _repository_index(self, request: Any) -> Message:
-        if request.repository_name:
-            raise Unsupported("'repository_name' specification is not supported")
+        _refuse_repository(request)
         lines = await self._server.repository_index(ready=request.ready)
         return encode.repository_index(lines)
+
+    async def _load(self, request: Any) -> Message:
+        _refuse_repository(request)
+        given = load_parameters(request.parameters)
+        await self._see_through(
+            self._server.load_model(request.model_name, given.config, given.files)
+        )
+        return message("RepositoryModelLoadResponse")()
+
+    async def _unload(self, request: Any) -> Message:
+        _refuse_repository(request)
+        dependents = unload_dependents(request.parameters)
+        await self._see_through(
+            self._server.unload_model(request.model_name, unload_dependents=dependents)
+        )
+        return message("RepositoryModelUnloadResponse")()
+
+    async def _see_through(self, change: Coroutine[Any, Any, None]) -> None:
+        """Wait for a change of the models, which goes on when the client gives up waiting."""
+        task = asyncio.ensure_future(change)
+        self._changing.add(task)
+        task.add_done_callback(self._changing.discard)
+        await asyncio.shield(task)
+
+    async def _system_regions(self, request: Any) -> Message:
+        return encode.system_regions(await self._server.system_shared_memory(request.name))
+
+    async def _register_system_region(self, request: Any) -> Message:
+        await self._server.register_system_shared_memory(
+            SystemRegion(request.name, request.key, request.byte_size, request.offset)
+        )
+        return message("SystemSharedMemoryRegisterResponse")()
+
+    async def _unregister_system_region(self, request: Any) -> Message:
+        await self._server.unregister_system_shared_memory(request.name)
+        return message("SystemSharedMemoryUnregisterResponse")()
+
+    async def _log_settings(self, request: Any) -> Message:
+        changes = log_changes(request.settings)
+        return log_settings(await self._server.log_settings(changes))
 
     def _check(self, method: Method) -> _Typed:
         async def check(request: Any) -> Message:
@@ -98,8 +137,23 @@ class Calls:
         return check
 
 
+def _refuse_repository(request: Any) -> None:
+    if request.repository_name:
+        raise Unsupported("'repository_name' specification is not supported")
+
+
+async def _no_cuda(request: Any) -> Message:
+    raise Unsupported(_NO_CUDA)
+
+
+async def _no_cuda_regions(request: Any) -> Message:
+    if request.name:
+        raise NotFound(f"Unable to find cuda shared memory region: '{request.name}'")
+    return message("CudaSharedMemoryStatusResponse")()
+
+
 def _from_bytes(method: Method, typed: _Typed) -> Call:
-    async def call(packed: bytes) -> bytes:
+    async def call(packed: bytes, metadata: Metadata) -> bytes:
         request = method.request()
         try:
             request.ParseFromString(packed)

@@ -11,14 +11,15 @@ from microkernel import (
     DataType,
     InferRequest,
     InvalidArgument,
-    NotFound,
+    Parameters,
+    RegionPart,
     Tensor,
-    Unsupported,
     encode_bytes,
     parse_version,
     raw_view,
 )
 from microkernel_grpc.parameters import read
+from microkernel_grpc.places import classifications, parts
 from microkernel_grpc.schema import message
 from microkernel_grpc.wire import split_raw
 
@@ -41,6 +42,7 @@ _FIELDS: Mapping[DataType, tuple[str, str]] = {
     for name in names
 }
 """The field that carries a data type's elements, and the data type with the elements' own size."""
+NOTHING_FORWARDED: Parameters = {}
 _TYPE_OF_FIELD = dict(_FIELDS.values())
 
 
@@ -57,30 +59,41 @@ def parse(packed: bytes) -> tuple[Any, Sequence[Buffer]]:
     return infer, list(infer.raw_input_contents) if raw is None else raw
 
 
-def decode(infer: Any, raw: Sequence[Buffer]) -> InferRequest:
-    """The request of a message and its raw contents, with views on the latter.
+def decode(
+    infer: Any, raw: Sequence[Buffer], forwarded: Parameters = NOTHING_FORWARDED
+) -> InferRequest:
+    """The request of a message and its raw contents, with views on the latter. `forwarded` are
+    parameters from metadata, which an operator's proxy may set: they beat those of the message.
 
-    Raises InvalidArgument for contents that cannot be right, NotFound for a region of shared
-    memory, Unsupported for an extension that is not offered.
+    Raises InvalidArgument for contents that cannot be right.
     """
     version = parse_version(infer.model_version)
     given = read(infer.parameters)
-    remaining = iter(raw)
-    inputs = tuple([_input(infer, entry, raw, remaining) for entry in infer.inputs])
+    remaining, shared = iter(raw), parts("input", infer.inputs)
+    inputs = tuple([_input(infer, entry, raw, remaining, shared) for entry in infer.inputs])
     return InferRequest(
         infer.model_name,
         inputs,
         version,
         infer.id,
-        tuple([_output(entry) for entry in infer.outputs]) if infer.outputs else (),
-        given.custom,
+        tuple([output.name for output in infer.outputs]) if infer.outputs else (),
+        {**given.custom, **forwarded} if forwarded else given.custom,
         given.priority,
         given.timeout_us,
         given.sequence,
+        classifications(infer.outputs),
+        shared,
+        parts("output", infer.outputs),
     )
 
 
-def _input(infer: Any, entry: Any, raw: Sequence[Buffer], remaining: Iterator[Buffer]) -> Tensor:
+def _input(
+    infer: Any,
+    entry: Any,
+    raw: Sequence[Buffer],
+    remaining: Iterator[Buffer],
+    shared: Mapping[str, RegionPart],
+) -> Tensor:
     name, shape = entry.name, tuple(entry.shape)
     datatype = DATA_TYPES.get(entry.datatype)
     if datatype is None:
@@ -94,8 +107,13 @@ def _input(infer: Any, entry: Any, raw: Sequence[Buffer], remaining: Iterator[Bu
             f"for input '{name}' for model '{infer.model_name}', got {list(shape)}"
         )
     explicit = entry.HasField("contents")
-    if entry.parameters:
-        _refuse_region("input", entry, explicit=explicit)
+    if name in shared:
+        if explicit:
+            raise InvalidArgument(
+                f"unexpected 'content' provided when using shared memory for input tensor '{name}' "
+                f"for model '{infer.model_name}'"
+            )
+        return Tensor(name, datatype, shape, b"")
     if explicit:
         if raw:
             raise InvalidArgument(
@@ -134,38 +152,3 @@ def _contents(model_name: str, entry: Any, datatype: DataType) -> Buffer:
         return encode_bytes(elements)
     wide = np.fromiter(elements, dtype=DATA_TYPES[like].numpy, count=len(elements))
     return raw_view(wide.astype(datatype.numpy, copy=False))  # keeps the low bytes, as Triton does
-
-
-def _output(entry: Any) -> str:
-    if entry.parameters:
-        _refuse_region("output", entry, explicit=False)
-        _refuse_classification(entry)
-    name: str = entry.name
-    return name
-
-
-def _refuse_region(what: str, entry: Any, *, explicit: bool) -> None:
-    """Raise for shared memory: no region can be registered, so none is found."""
-    given = entry.parameters
-    if "shared_memory_region" not in given:
-        for key in ("shared_memory_offset", "shared_memory_byte_size"):
-            if key in given:
-                raise InvalidArgument(
-                    f"'{key}' can not be specified without 'shared_memory_region' parameter "
-                    f"for {what} tensor '{entry.name}'"
-                )
-        return
-    if explicit:
-        raise InvalidArgument(
-            f"unexpected 'content' provided when using shared memory for {what} tensor "
-            f"'{entry.name}'"
-        )
-    region = given["shared_memory_region"].string_param
-    raise NotFound(f"Unable to find shared memory region: '{region}'")
-
-
-def _refuse_classification(entry: Any) -> None:
-    if "classification" in entry.parameters:
-        raise Unsupported(
-            f"the classification extension is not offered, asked for output '{entry.name}'"
-        )

@@ -1,26 +1,32 @@
 """Answers as messages; nothing here knows grpc."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from google.protobuf.json_format import ParseDict
 from google.protobuf.message import Message
 
 from microkernel import (
+    LATEST,
+    InferRequest,
     InferResponse,
     InvalidArgument,
+    MicrokernelError,
     ModelConfig,
     ModelIndex,
     ModelMetadata,
     Parameter,
     ServerMetadata,
+    SystemRegion,
     TensorMetadata,
     config_to_json,
 )
 from microkernel_grpc.schema import message
-from microkernel_grpc.wire import join_raw
+from microkernel_grpc.wire import Buffer, join_raw, join_streamed
 
 MAX_MESSAGE = 2**31 - 1
+_FINAL = "triton_final_response"
 
 
 def encode(response: InferResponse) -> bytes:
@@ -28,6 +34,50 @@ def encode(response: InferResponse) -> bytes:
 
     Raises InvalidArgument where it exceeds what gRPC can carry.
     """
+    head, contents = _split(response)
+    return join_raw(head.SerializeToString(), contents)
+
+
+def encode_streamed(response: InferResponse) -> bytes:
+    """A serialised ModelStreamInferResponse with the only response of a request. Raises as
+    `encode`."""
+    head, contents = _split(response)
+    head.parameters[_FINAL].bool_param = True
+    return join_streamed(head.SerializeToString(), contents)
+
+
+def refusal(identity: str, error: MicrokernelError) -> bytes:
+    """A serialised ModelStreamInferResponse for a request that failed before it was accepted."""
+    return _failure(error, {"id": identity})
+
+
+def failure(asked: InferRequest, error: MicrokernelError) -> bytes:
+    """A serialised ModelStreamInferResponse for an accepted request that failed. The version is the
+    one that was asked for, "" for any."""
+    return _failure(
+        error,
+        {
+            "id": asked.id,
+            "model_name": asked.model_name,
+            "model_version": "" if asked.version == LATEST else str(asked.version),
+            "parameters": {_FINAL: {"bool_param": True}},
+        },
+    )
+
+
+def _failure(error: MicrokernelError, response: dict[str, Any]) -> bytes:
+    return message("ModelStreamInferResponse")(
+        error_message=error_text(error), infer_response=response
+    ).SerializeToString()
+
+
+def error_text(error: MicrokernelError) -> str:
+    """The message of an error as valid Unicode, whatever a backend put into it."""
+    return str(error).encode("utf-8", "backslashreplace").decode()
+
+
+def _split(response: InferResponse) -> tuple[Any, Sequence[Buffer]]:
+    """A ModelInferResponse without its raw contents, and those."""
     infer: Any = message("ModelInferResponse")(
         model_name=response.model_name, model_version=str(response.version), id=response.id
     )
@@ -42,7 +92,7 @@ def encode(response: InferResponse) -> bytes:
         raise InvalidArgument(
             f"Response has byte size {size} which exceeds gRPC's byte size limit {MAX_MESSAGE}."
         )
-    return join_raw(infer.SerializeToString(), contents)
+    return infer, contents
 
 
 def _set_parameter(parameter: Any, value: Parameter) -> None:
@@ -91,3 +141,10 @@ def repository_index(lines: Sequence[ModelIndex]) -> Message:
         for line in lines
     ]
     return message("RepositoryIndexResponse")(models=models)
+
+
+def system_regions(regions: Iterable[SystemRegion]) -> Message:
+    """The answer of SystemSharedMemoryStatus."""
+    return message("SystemSharedMemoryStatusResponse")(
+        regions={region.name: asdict(region) for region in regions}
+    )

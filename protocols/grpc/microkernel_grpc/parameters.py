@@ -63,6 +63,14 @@ _RESERVED: Mapping[str, frozenset[str]] = {
 }
 
 
+_NEVER_FORWARDED = frozenset({*_RESERVED, "headers", "binary_data_output"})
+
+
+def is_reserved(key: str) -> bool:
+    """Whether a key has a meaning of its own, so that metadata of that name is not forwarded."""
+    return key in _NEVER_FORWARDED or key.startswith("triton_")
+
+
 def _choice(key: str, value: Any, kind: str | None, wanted: frozenset[str]) -> Any:
     if kind is None or kind not in wanted:
         raise InvalidArgument(

@@ -17,6 +17,7 @@ from microkernel import (
     Unknown,
     Unsupported,
 )
+from microkernel_grpc.encode import error_text
 
 STATUS: Mapping[type[MicrokernelError], Any] = {
     Internal: StatusCode.INTERNAL,
@@ -42,7 +43,7 @@ def status_of(error: MicrokernelError) -> Any:
 
 def details_of(error: MicrokernelError) -> str:
     """The message of an error, cut to what a client can receive."""
-    text = str(error).encode("utf-8", "backslashreplace").decode()
+    text = error_text(error)
     while len(quote(text)) > _MAX_ENCODED:
         text = text[: len(text) * 3 // 4]
     return text

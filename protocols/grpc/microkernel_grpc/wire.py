@@ -10,6 +10,7 @@ _LENGTH_DELIMITED = 2
 _MAX_FIELDS = 1000
 RAW_INPUT = 7
 RAW_OUTPUT = 6
+INFER_RESPONSE = 2
 
 
 def split_raw(packed: bytes) -> tuple[bytes, list[memoryview]] | None:
@@ -54,14 +55,24 @@ def _varint(view: memoryview, position: int) -> tuple[int, int]:
 
 def join_raw(head: bytes, contents: Sequence[Buffer]) -> bytes:
     """A serialised ModelInferResponse from one without `raw_output_contents` and those."""
+    return b"".join(_parts(head, contents))
+
+
+def join_streamed(head: bytes, contents: Sequence[Buffer]) -> bytes:
+    """As `join_raw`, inside a serialised ModelStreamInferResponse."""
+    parts = _parts(head, contents)
+    return b"".join((_prefix(INFER_RESPONSE, sum(map(len, parts))), *parts))
+
+
+def _parts(head: bytes, contents: Sequence[Buffer]) -> list[Buffer]:
     parts: list[Buffer] = [head]
     for buffer in contents:
-        parts += (_prefix(len(buffer)), buffer)
-    return b"".join(parts)
+        parts += (_prefix(RAW_OUTPUT, len(buffer)), buffer)
+    return parts
 
 
-def _prefix(length: int) -> bytes:
-    prefix = bytearray((RAW_OUTPUT << 3 | _LENGTH_DELIMITED,))
+def _prefix(field: int, length: int) -> bytes:
+    prefix = bytearray((field << 3 | _LENGTH_DELIMITED,))
     while length > 0x7F:
         prefix.append(length & 0x7F | 0x80)
         length >>= 7

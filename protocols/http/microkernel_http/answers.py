@@ -1,17 +1,27 @@
 """Answers as aiohttp responses."""
 
-from typing import Any
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeAlias
 
 from aiohttp import web
 
 from microkernel import MicrokernelError
 from microkernel_http.encode import JSON, TEXT, to_bytes
+from microkernel_http.routes import Route
 from microkernel_http.status import error_body, status_of
+
+EndpointCall: TypeAlias = Callable[[Route, web.BaseRequest], Awaitable[web.StreamResponse]]
+"""What answers the requests of an endpoint."""
 
 
 def json_answer(document: Any) -> web.Response:
     """A successful answer that holds a document."""
     return web.Response(body=to_bytes(document), headers={"Content-Type": JSON})
+
+
+def done_answer() -> web.Response:
+    """What was asked for is done, and there is nothing to tell."""
+    return web.Response(headers={"Content-Type": JSON})
 
 
 def health_answer(*, good: bool) -> web.Response:

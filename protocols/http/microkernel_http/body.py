@@ -11,6 +11,8 @@ MAX_BODY = 2**31 - 1
 MAX_CHUNKS = 65536
 JOINED = 64 << 10
 """Up to so many bytes a body is joined and sent together with its headers."""
+LARGE = 256 << 10
+"""Work on more bytes than this is done in a thread."""
 _PIECE = 256 << 10
 
 

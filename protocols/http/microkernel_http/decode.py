@@ -4,7 +4,7 @@ A body is a JSON text followed by the raw bytes of each input that announces `bi
 the order of the inputs. Those inputs become views on the body.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,6 @@ from microkernel import (
     NotFound,
     Shape,
     Tensor,
-    Unsupported,
     element_count,
 )
 from microkernel_http import document as json_document
@@ -29,7 +28,8 @@ HEADER_LENGTH = "Inference-Header-Content-Length"
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """`json_size` bounds, in bytes, the JSON part of a request and each tensor made from JSON."""
+    """`json_size` bounds, in bytes, the JSON part of a request, each tensor made from JSON, and a
+    body once it is decompressed."""
 
     json_size: int = 64 << 20
 
@@ -79,11 +79,7 @@ def decode(
     Raises errors of this server's classes only, with Triton's messages: Internal for JSON of the
     wrong form, InvalidArgument for contents that cannot be right.
     """
-    if length > limits.json_size:
-        raise InvalidArgument(
-            f"request JSON size of {length} bytes exceeds the maximum allowed input size of "
-            f"{limits.json_size} bytes. Use --http-max-input-size to increase the limit."
-        )
+    check_json_size(length, limits)
     document = json_document.parse(body if length == len(body) else memoryview(body)[:length])
     if type(document) is not dict:
         document = {}
@@ -92,19 +88,29 @@ def decode(
     custom = parameters.custom_parameters(given)
     entries = array(required(document, "inputs"), "inputs")
     inputs = _Inputs(body, length, model_name, limits).read(entries)
-    names, forms = _outputs(document, given)
+    wanted, forms = _outputs(document, given)
     request = InferRequest(
         model_name,
         inputs,
         version,
         identity,
-        names,
+        tuple(wanted),
         custom,
         parameters.number(given, "priority"),
         parameters.number(given, "timeout"),
         parameters.sequence_of(given),
+        classifications={name: count for name, count in wanted.items() if count},
     )
     return request, forms
+
+
+def check_json_size(length: int, limits: Limits) -> None:
+    """Raise InvalidArgument for a JSON text of more bytes than the limit allows."""
+    if length > limits.json_size:
+        raise InvalidArgument(
+            f"request JSON size of {length} bytes exceeds the maximum allowed input size of "
+            f"{limits.json_size} bytes. Use --http-max-input-size to increase the limit."
+        )
 
 
 class _Inputs:
@@ -205,26 +211,33 @@ def no_region(name: str) -> NotFound:
     return NotFound(f"Unable to find shared memory region: '{name}'")
 
 
-def _outputs(document: Any, given: dict[str, Any]) -> tuple[tuple[str, ...], OutputForms]:
+def _outputs(document: Any, given: dict[str, Any]) -> tuple[Mapping[str, int], OutputForms]:
+    """The outputs asked for, each with how many classes are wanted of it, 0 for the tensor
+    itself; and how to send them."""
     all_binary = parameters.flag(given, "binary_data_output")
     listed = document.get("outputs", MISSING)
     entries = [] if listed is MISSING else array(listed, "outputs")
     if not entries:
-        return (), ALL_BINARY if all_binary else ALL_JSON
-    forms = {}
+        return {}, ALL_BINARY if all_binary else ALL_JSON
+    wanted: dict[str, int] = {}
+    binary = []
     for entry in entries:
         name = text(required(entry, "name"), "name")
-        if name in forms:
+        if name in wanted:
             raise InvalidArgument(f"output '{name}' already exists in request")
-        forms[name] = _is_binary(name, entry)
-    return tuple(forms), OutputForms(binary=[name for name, binary in forms.items() if binary])
+        wanted[name], is_binary = _form(parameters.parameters_of(entry))
+        if is_binary:
+            binary.append(name)
+    return wanted, OutputForms(binary=binary)
 
 
-def _is_binary(name: str, entry: dict[str, Any]) -> bool:
-    given = parameters.parameters_of(entry)
+def _form(given: dict[str, Any]) -> tuple[int, bool]:
+    """Of the parameters of an output: the number of classes, and whether it goes back as raw
+    bytes."""
     region = given.get("shared_memory_region", MISSING)
     if region is not MISSING:
         raise no_region(text(region, "shared_memory_region"))
-    if unsigned(given.get("classification", 0), "classification"):
-        raise Unsupported(f"the classification extension is not offered, asked for output '{name}'")
-    return boolean(given.get("binary_data", False), "binary_data")
+    return (
+        unsigned(given.get("classification", 0), "classification"),
+        boolean(given.get("binary_data", False), "binary_data"),
+    )

@@ -5,7 +5,8 @@ Triton reads JSON with RapidJSON; reasons and offsets are put in its words.
 
 import json
 import re
-from typing import Any, NoReturn
+from collections.abc import Callable
+from typing import Any, NoReturn, TypeAlias
 
 from microkernel import Internal, InvalidArgument
 
@@ -26,12 +27,16 @@ _STRING_OR_BRACKET = re.compile(r'"(?:[^"\\]++|\\.)*+"|[\[\]{}]')
 _STRING_OR_INF = re.compile(r'"(?:[^"\\]++|\\.)*+"|\bInf\b')
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
+Objects: TypeAlias = Callable[[list[tuple[str, Any]]], Any]
+"""Makes the value of a JSON object from its members."""
+
 MISSING = object()
 """What `member` answers where there is no such member: None is a JSON value."""
 
 
-def parse(raw: bytes | memoryview) -> Any:
-    """The value of a JSON text in UTF-8. `NaN`, `Infinity`, `-Infinity` and `Inf` are numbers.
+def parse(raw: bytes | memoryview, objects: Objects | None = None) -> Any:
+    """The value of a JSON text in UTF-8. `NaN`, `Infinity`, `-Infinity` and `Inf` are numbers. An
+    object becomes a dictionary, or what `objects` makes of it.
 
     Raises Internal for malformed text, as Triton does, and InvalidArgument for text nested too
     deeply.
@@ -40,8 +45,10 @@ def parse(raw: bytes | memoryview) -> Any:
         text = str(raw, "utf-8")
     except UnicodeDecodeError as error:
         raise _malformed("Invalid encoding in string.", error.start) from None
+    if not text.strip():
+        raise _malformed("The document is empty.", len(raw))
     try:
-        document = _load(text)
+        document = _load(text, objects)
         if _SURROGATE.search(raw):
             json.dumps(document, ensure_ascii=False).encode()
     except json.JSONDecodeError as error:
@@ -55,16 +62,16 @@ def parse(raw: bytes | memoryview) -> Any:
     return document
 
 
-def _load(text: str) -> Any:
+def _load(text: str, objects: Objects | None) -> Any:
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=objects)
     except json.JSONDecodeError:
         spelled = _STRING_OR_INF.sub(
             lambda found: "Infinity" if found[0] == "Inf" else found[0], text
         )
         if spelled == text:
             raise
-        return json.loads(spelled)
+        return json.loads(spelled, object_pairs_hook=objects)
 
 
 def _malformed(reason: str, offset: int) -> Internal:

@@ -1,29 +1,26 @@
 """The V2 protocol over HTTP: from a request line to an answer."""
 
-from collections.abc import Awaitable, Callable, Mapping
-from typing import TypeAlias
+from collections.abc import Mapping
 
 import structlog
 from aiohttp import web
 
-from microkernel import InvalidArgument, MicrokernelError, Server, config_to_json
-from microkernel_http.answers import error_answer, health_answer, json_answer, status_answer
-from microkernel_http.body import read
+from microkernel import MicrokernelError, Server
+from microkernel_http.answers import EndpointCall, error_answer, status_answer
+from microkernel_http.control import Control
 from microkernel_http.decode import Limits
-from microkernel_http.document import MISSING, member, parse
-from microkernel_http.encode import (
-    JSON,
-    TEXT,
-    model_metadata,
-    repository_index,
-    server_metadata,
-)
+from microkernel_http.encode import JSON, TEXT
+from microkernel_http.forwarding import Forwarding
+from microkernel_http.generation import Generation
 from microkernel_http.infer import InferEndpoint
 from microkernel_http.listener import Listener
-from microkernel_http.routes import Endpoint, Route, find
+from microkernel_http.queries import Queries
+from microkernel_http.restricted import restrictions
+from microkernel_http.routes import Endpoint, find
 from microkernel_http.settings import HttpSettings
 
-_Endpoint: TypeAlias = Callable[[Route, web.BaseRequest], Awaitable[web.StreamResponse]]
+_TEXT_ERRORS = frozenset({Endpoint.INFER, Endpoint.LIVE, Endpoint.READY, Endpoint.MODEL_READY})
+"""Triton declares the errors of these as plain text and those of all others as JSON."""
 
 log = structlog.get_logger(__name__)
 
@@ -32,21 +29,19 @@ class HttpFrontend:
     """Serves the V2 protocol over HTTP."""
 
     def __init__(self, server: Server, settings: HttpSettings) -> None:
-        self._server = server
+        """Raises InvalidArgument naming the flag for settings that cannot be right."""
         self._allowed = settings.allow_http
+        self._restrictions = restrictions(settings.restricted_api)
+        forwarding = Forwarding(settings.header_forward_pattern)
         self._listener = Listener(
             self._handle, settings.address, settings.port, reuse_port=settings.reuse_port
         )
-        infer = InferEndpoint(server, Limits(json_size=settings.max_input_size))
-        self._endpoints: Mapping[Endpoint, tuple[_Endpoint, str]] = {
-            Endpoint.INFER: (infer, TEXT),
-            Endpoint.LIVE: (self._live, TEXT),
-            Endpoint.READY: (self._ready, TEXT),
-            Endpoint.MODEL_READY: (self._model_ready, TEXT),
-            Endpoint.SERVER_METADATA: (self._server_metadata, JSON),
-            Endpoint.MODEL_METADATA: (self._model_metadata, JSON),
-            Endpoint.MODEL_CONFIG: (self._model_config, JSON),
-            Endpoint.REPOSITORY_INDEX: (self._repository_index, JSON),
+        limits = Limits(json_size=settings.max_input_size)
+        self._endpoints: Mapping[Endpoint, EndpointCall] = {
+            Endpoint.INFER: InferEndpoint(server, limits, forwarding),
+            **Generation(server, limits).endpoints(),
+            **Queries(server).endpoints(),
+            **Control(server).endpoints(),
         }
 
     @property
@@ -71,11 +66,14 @@ class HttpFrontend:
         route = find(request.method, request.raw_path)
         if route is None:
             return status_answer(404, "Not Found")
+        restriction = self._restrictions.get(route.endpoint)
+        if restriction is not None and not restriction.admits(request.headers):
+            return status_answer(403, restriction.refusal)
         if not route.allowed:
             return status_answer(405, "Method Not Allowed")
-        endpoint, error_type = self._endpoints[route.endpoint]
+        error_type = TEXT if route.endpoint in _TEXT_ERRORS else JSON
         try:
-            return await endpoint(route, request)
+            return await self._endpoints[route.endpoint](route, request)
         except MicrokernelError as error:
             return error_answer(error, error_type)
         except ConnectionError:  # the client is gone, nobody waits for an answer
@@ -83,41 +81,3 @@ class HttpFrontend:
         except Exception:
             log.exception("request failed unexpectedly", path=request.raw_path)
             return status_answer(500, "internal error, see the server's log", error_type)
-
-    async def _live(self, route: Route, request: web.BaseRequest) -> web.StreamResponse:
-        return health_answer(good=await self._server.live())
-
-    async def _ready(self, route: Route, request: web.BaseRequest) -> web.StreamResponse:
-        return health_answer(good=await self._server.ready())
-
-    async def _model_ready(self, route: Route, request: web.BaseRequest) -> web.StreamResponse:
-        if await self._server.model_ready(route.model, route.version()):
-            return health_answer(good=True)
-        return status_answer(400, "Model version not ready")
-
-    async def _server_metadata(self, route: Route, request: web.BaseRequest) -> web.StreamResponse:
-        return json_answer(server_metadata(await self._server.metadata()))
-
-    async def _model_metadata(self, route: Route, request: web.BaseRequest) -> web.StreamResponse:
-        about = await self._server.model_metadata(route.model, route.version())
-        return json_answer(model_metadata(about))
-
-    async def _model_config(self, route: Route, request: web.BaseRequest) -> web.StreamResponse:
-        config = await self._server.model_config(route.model, route.version())
-        return json_answer(config_to_json(config))
-
-    async def _repository_index(self, route: Route, request: web.BaseRequest) -> web.StreamResponse:
-        lines = await self._server.repository_index(ready=_only_ready(await read(request)))
-        return json_answer(repository_index(lines))
-
-
-def _only_ready(body: bytes) -> bool:
-    """Whether an index request asks for ready models only; an empty body asks for all."""
-    ready = member(parse(body), "ready") if body else MISSING
-    if ready is MISSING:
-        return False
-    if type(ready) is not bool:
-        raise InvalidArgument(
-            "Unable to parse 'ready': attempt to access JSON non-boolean as boolean"
-        )
-    return ready

@@ -6,27 +6,34 @@ from typing import Any
 from microkernel import InvalidArgument, Parameter, Parameters, Sequence
 from microkernel_http.document import boolean, members, refuse, text, unsigned
 
-_RESERVED = frozenset(
+RESERVED = frozenset(
     {
         *("sequence_id", "sequence_start", "sequence_end"),
         *("priority", "timeout", "binary_data_output"),
     }
 )
+"""The keys that are not for the backend."""
 NO_SEQUENCE = Sequence()
 
 
 def custom_parameters(given: dict[str, Any]) -> Parameters:
     """What is not reserved, checked. Raises InvalidArgument for keys that start with `triton_` and
     for values that no parameter can hold."""
-    return {key: _custom(key, value) for key, value in given.items() if key not in _RESERVED}
+    return {key: _allowed(key, value) for key, value in given.items() if key not in RESERVED}
 
 
-def _custom(key: str, value: Any) -> Parameter:
+def _allowed(key: str, value: Any) -> Parameter:
     if key.startswith("triton_"):
         raise InvalidArgument(
             "parameter keys starting with 'triton_' are reserved for Triton usage "
             "and should not be specified."
         )
+    return custom(key, value)
+
+
+def custom(key: str, value: Any) -> Parameter:
+    """The value of a parameter for the backend. An integer beyond 64 bits becomes a double. Raises
+    InvalidArgument for what no parameter can hold."""
     if type(value) is int:
         return value if -(1 << 63) <= value < 1 << 63 else _double(value)
     if isinstance(value, str | bool | float):
@@ -45,7 +52,7 @@ def _double(value: int) -> float:
 
 def sequence_of(given: dict[str, Any]) -> Sequence:
     """The sequence a request belongs to. Raises Internal for a value of the wrong kind."""
-    if _RESERVED.isdisjoint(given):
+    if RESERVED.isdisjoint(given):
         return NO_SEQUENCE
     identity = given.get("sequence_id", 0)
     if type(identity) is not str:

@@ -13,43 +13,67 @@ class Endpoint(Enum):
     """What can be asked for."""
 
     INFER = auto()
+    GENERATE = auto()
+    GENERATE_STREAM = auto()
     LIVE = auto()
     READY = auto()
     MODEL_READY = auto()
     SERVER_METADATA = auto()
     MODEL_METADATA = auto()
     MODEL_CONFIG = auto()
+    STATISTICS = auto()
     REPOSITORY_INDEX = auto()
+    LOAD = auto()
+    UNLOAD = auto()
+    REGION_STATUS = auto()
+    REGION_CHANGE = auto()
+    LOGGING = auto()
 
 
 @dataclass(slots=True)
 class Route:
-    """An endpoint, whether the method suits it, and the model and version the path names, "" where
-    it names none."""
+    """An endpoint, whether the method suits it, and what the path names: a model and its version, a
+    repository, a shared-memory region and its kind (`system` or `cuda`); "" where it names none."""
 
     endpoint: Endpoint
     allowed: bool
     model: str = ""
     version_text: str = ""
+    repository: str = ""
+    region: str = ""
+    kind: str = ""
 
     def version(self) -> int:
         """The version asked for. Raises InvalidArgument where it exceeds 64 bits."""
         return parse_version(self.version_text)
 
 
-# `/v2/models/stats` belongs to the statistics of all models, whatever a model is called.
-_MODEL = r"/v2/models/(?P<model>[^/]+)(?:/versions/(?P<version>[0-9]+))?"
+_GET = frozenset({"GET"})
+_POST = frozenset({"POST"})
+_MODEL = r"/v2/models/(?P<model>[^/]+)(?:/versions/(?P<version_text>[0-9]+))?"
+_STORED = r"/v2/repository/(?:(?P<repository>[^/]+)/)?models/(?P<model>[^/]+)"
+_REGION = r"/v2/(?P<kind>system|cuda)sharedmemory(?:/region/(?P<region>[^/]+))?"
 _TABLE = tuple(
-    (re.compile(pattern), method, endpoint)
-    for pattern, method, endpoint in (
-        (_MODEL + "/infer", "POST", Endpoint.INFER),
-        ("/v2/health/live", "GET", Endpoint.LIVE),
-        ("/v2/health/ready", "GET", Endpoint.READY),
-        (_MODEL + "/ready", "GET", Endpoint.MODEL_READY),
-        ("/v2", "GET", Endpoint.SERVER_METADATA),
-        ("(?!/v2/models/stats$)" + _MODEL, "GET", Endpoint.MODEL_METADATA),
-        (_MODEL + "/config", "GET", Endpoint.MODEL_CONFIG),
-        ("/v2/repository/(?:[^/]+/)?index", "POST", Endpoint.REPOSITORY_INDEX),
+    (re.compile(pattern), methods, endpoint)
+    for pattern, methods, endpoint in (
+        (_MODEL + "/infer", _POST, Endpoint.INFER),
+        (_MODEL + "/generate", _POST, Endpoint.GENERATE),
+        (_MODEL + "/generate_stream", _POST, Endpoint.GENERATE_STREAM),
+        ("/v2/health/live", _GET, Endpoint.LIVE),
+        ("/v2/health/ready", _GET, Endpoint.READY),
+        (_MODEL + "/ready", _GET, Endpoint.MODEL_READY),
+        ("/v2", _GET, Endpoint.SERVER_METADATA),
+        # Before the metadata of models: one called `stats` has none, as in Triton.
+        ("/v2/models/stats", _GET, Endpoint.STATISTICS),
+        (_MODEL + "/stats", _GET, Endpoint.STATISTICS),
+        (_MODEL, _GET, Endpoint.MODEL_METADATA),
+        (_MODEL + "/config", _GET, Endpoint.MODEL_CONFIG),
+        ("/v2/repository/(?:[^/]+/)?index", _POST, Endpoint.REPOSITORY_INDEX),
+        (_STORED + "/load", _POST, Endpoint.LOAD),
+        (_STORED + "/unload", _POST, Endpoint.UNLOAD),
+        (_REGION + "/status", _GET, Endpoint.REGION_STATUS),
+        (_REGION + "/(?:un)?register", _POST, Endpoint.REGION_CHANGE),
+        ("/v2/logging", _GET | _POST, Endpoint.LOGGING),
     )
 )
 
@@ -57,12 +81,11 @@ _TABLE = tuple(
 def find(method: str, target: str) -> Route | None:
     """The route of a request line, None where there is no such path."""
     path = target.partition("?")[0]
-    for pattern, allowed, endpoint in _TABLE:
+    for pattern, methods, endpoint in _TABLE:
         found = pattern.fullmatch(path)
         if found is not None:
-            names = found.groupdict()
-            model = names.get("model") or ""
-            if "%" in model:
-                model = unquote(model)
-            return Route(endpoint, method == allowed, model, names.get("version") or "")
+            names = found.groupdict("")
+            for key in names.keys() & {"model", "region"}:
+                names[key] = unquote(names[key])
+            return Route(endpoint, method in methods, **names)
     return None

@@ -19,7 +19,22 @@ class HttpSettings:
     max_input_size: int = option(
         64 << 20,
         flag="--http-max-input-size",
-        about="The most bytes of JSON in a request, and of a tensor made from JSON.",
+        about="The most bytes of JSON in a request, of a tensor made from JSON, and of a body once "
+        "it is decompressed.",
+    )
+    header_forward_pattern: str = option(
+        "",
+        flag="--http-header-forward-pattern",
+        about="Headers whose names contain a match of this regular expression become parameters "
+        "of the request; case is ignored unless it starts with (?-i).",
+    )
+    restricted_api: tuple[str, ...] = option(
+        (),
+        flag="--http-restricted-api",
+        many=True,
+        about="<API>,<API>:<header>=<value>: these APIs answer only to requests with this header. "
+        "APIs: health, metadata, inference, shared-memory, model-config, model-repository, "
+        "statistics, trace, logging.",
     )
     allow_metrics: bool = option(True, flag="--allow-metrics", about="Serve the metrics page.")
     metrics_address: str = option(

@@ -1,0 +1,77 @@
+"""The endpoints that change something: loading and unloading, the log, shared memory."""
+
+import asyncio
+from collections.abc import Mapping
+
+from aiohttp import web
+
+from microkernel import InvalidArgument, Server, Unavailable, Unsupported
+from microkernel_http.answers import EndpointCall, done_answer, json_answer
+from microkernel_http.body import LARGE, read
+from microkernel_http.control_bodies import (
+    load_request,
+    log_changes,
+    log_settings,
+    only_ready,
+    unload_dependents,
+)
+from microkernel_http.encode import repository_index
+from microkernel_http.routes import Endpoint, Route
+
+
+class Control:
+    """Carries out over the port what a client asks to be changed."""
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+
+    def endpoints(self) -> Mapping[Endpoint, EndpointCall]:
+        """What answers each endpoint."""
+        return {
+            Endpoint.REPOSITORY_INDEX: self._index,
+            Endpoint.LOAD: self._load,
+            Endpoint.UNLOAD: self._unload,
+            Endpoint.LOGGING: self._logging,
+            Endpoint.REGION_CHANGE: self._change_region,
+        }
+
+    async def _index(self, route: Route, request: web.BaseRequest) -> web.StreamResponse:
+        lines = await self._server.repository_index(ready=only_ready(await read(request)))
+        return json_answer(repository_index(lines))
+
+    async def _load(self, route: Route, request: web.BaseRequest) -> web.StreamResponse:
+        _refuse_repository(route)
+        body = await read(request)
+        if len(body) > LARGE:
+            given = await asyncio.to_thread(load_request, body)
+        else:
+            given = load_request(body)
+        await self._server.load_model(route.model, given.config, given.files)
+        return done_answer()
+
+    async def _unload(self, route: Route, request: web.BaseRequest) -> web.StreamResponse:
+        _refuse_repository(route)
+        along = unload_dependents(await read(request))
+        await self._server.unload_model(route.model, unload_dependents=along)
+        return done_answer()
+
+    async def _logging(self, route: Route, request: web.BaseRequest) -> web.StreamResponse:
+        if request.method == "GET":
+            return json_answer(log_settings(await self._server.log_settings()))
+        changes = log_changes(await read(request))
+        try:
+            settings = await self._server.log_settings(changes)
+        except InvalidArgument as error:
+            raise Unavailable(str(error)) from None  # Triton's class for a wrong format, over HTTP
+        return json_answer(log_settings(settings))
+
+    async def _change_region(self, route: Route, request: web.BaseRequest) -> web.StreamResponse:
+        raise Unsupported(
+            "Client shared memory is disabled. Start the server with '--allow-client-shm=true' "
+            "to enable."
+        )
+
+
+def _refuse_repository(route: Route) -> None:
+    if route.repository:
+        raise Unsupported("'repository_name' specification is not supported")

@@ -1,0 +1,178 @@
+"""Regions of shared memory: what can be registered, and parts that must stay inside."""
+
+import gc
+import os
+from collections.abc import Iterator
+from multiprocessing.shared_memory import SharedMemory as Object
+from pathlib import Path
+
+import pytest
+
+from microkernel import (
+    AlreadyExists,
+    Internal,
+    InvalidArgument,
+    MicrokernelError,
+    NotFound,
+    RegionPart,
+    SystemRegion,
+    Unsupported,
+)
+from microkernel.shared_memory import SharedMemory
+
+PAGE = 4096
+
+
+@pytest.fixture
+def shared() -> Iterator[Object]:
+    """Two pages of POSIX shared memory."""
+    made = Object(create=True, size=2 * PAGE)
+    made.buf[:] = bytes(range(256)) * 32
+    yield made
+    made.close()
+    made.unlink()
+
+
+@pytest.fixture
+def memory() -> SharedMemory:
+    return SharedMemory(allowed=True)
+
+
+def test_nothing_can_be_registered_while_the_switch_is_off(shared: Object) -> None:
+    memory = SharedMemory(allowed=False)
+    with pytest.raises(Unsupported, match="Client shared memory is disabled"):
+        memory.register(SystemRegion("r", shared.name, PAGE))
+    with pytest.raises(Unsupported, match="--allow-client-shm=true"):
+        memory.unregister("r")
+    assert list(memory.status()) == []
+
+
+def test_a_region_is_read_and_written(memory: SharedMemory, shared: Object) -> None:
+    memory.register(SystemRegion("r", f"/{shared.name}", PAGE, PAGE))
+    assert list(memory.status("r")) == list(memory.status())
+    part = RegionPart("r", 4, 10)
+    region = memory.find(part)
+    assert bytes(region.read(part)) == bytes([10, 11, 12, 13])
+    region.write(part, b"abc", "OUT")
+    assert bytes(shared.buf[PAGE + 10 : PAGE + 14]) == b"abc\x0d"
+    region.write(RegionPart("r", 0, 0), b"", "OUT")
+
+
+@pytest.mark.parametrize(
+    ("region", "error", "phrase"),
+    [
+        (SystemRegion("", "{}", PAGE), InvalidArgument, "'region name' is necessary"),
+        (SystemRegion("r", "", PAGE), InvalidArgument, "invalid shm key"),
+        (SystemRegion("r", "//", PAGE), InvalidArgument, "invalid shm key"),
+        (SystemRegion("r", "../etc/passwd", PAGE), InvalidArgument, "invalid shm key"),
+        (SystemRegion("r", "..", PAGE), InvalidArgument, "invalid shm key"),
+        (
+            SystemRegion("r", "/triton_python_backend_shm_region_1", PAGE),
+            InvalidArgument,
+            "contains the reserved prefix",
+        ),
+        (SystemRegion("r", "no_such_object", PAGE), Internal, "Unable to open shared memory"),
+        (SystemRegion("r", "{}", 0), InvalidArgument, "'r': invalid args"),
+        (SystemRegion("r", "{}", -1), InvalidArgument, "'r': invalid args"),
+        (SystemRegion("r", "{}", 3 * PAGE), InvalidArgument, "'r': invalid args"),
+        (SystemRegion("r", "{}", 2 * PAGE, PAGE), InvalidArgument, "'r': invalid args"),
+        (SystemRegion("r", "{}", 1, -PAGE), InvalidArgument, "'r': invalid args"),
+        (SystemRegion("r", "{}", 1, 1), InvalidArgument, "'r': invalid args"),
+        (SystemRegion("r", "{}", 2**64, PAGE), InvalidArgument, "'r': invalid args"),
+    ],
+)
+def test_what_cannot_be_registered(
+    memory: SharedMemory,
+    shared: Object,
+    region: SystemRegion,
+    error: type[MicrokernelError],
+    phrase: str,
+) -> None:
+    key = region.key.format(shared.name)
+    with pytest.raises(error, match=phrase):
+        memory.register(SystemRegion(region.name, key, region.byte_size, region.offset))
+    assert list(memory.status()) == []
+
+
+@pytest.mark.parametrize(
+    ("part", "error", "phrase"),
+    [
+        (RegionPart("other", 1), NotFound, "Unable to find shared memory region: 'other'"),
+        (RegionPart("r", 1, PAGE), InvalidArgument, "Invalid offset for shared memory region: 'r'"),
+        (RegionPart("r", 1, -1), InvalidArgument, "Invalid offset for shared memory region: 'r'"),
+        (RegionPart("r", PAGE + 1), InvalidArgument, "Invalid offset \\+ byte size"),
+        (RegionPart("r", 2, PAGE - 1), InvalidArgument, "Invalid offset \\+ byte size"),
+        (RegionPart("r", -1, 2), InvalidArgument, "Invalid offset \\+ byte size"),
+        (RegionPart("r", 2**63 - 1, 1), InvalidArgument, "Integer overflow detected"),
+    ],
+)
+def test_parts_that_leave_the_region(
+    memory: SharedMemory,
+    shared: Object,
+    part: RegionPart,
+    error: type[MicrokernelError],
+    phrase: str,
+) -> None:
+    memory.register(SystemRegion("r", shared.name, PAGE))
+    with pytest.raises(error, match=phrase):
+        memory.find(part)
+
+
+def test_an_output_must_fit(memory: SharedMemory, shared: Object) -> None:
+    memory.register(SystemRegion("r", shared.name, PAGE))
+    part = RegionPart("r", 2)
+    with pytest.raises(Internal, match=r"output 'OUT' \(2 bytes\) should be at least 3 bytes"):
+        memory.find(part).write(part, b"abc", "OUT")
+
+
+def test_a_client_that_cuts_its_object_short_gets_errors(memory: SharedMemory) -> None:
+    made = Object(create=True, size=PAGE)
+    try:
+        memory.register(SystemRegion("r", made.name, PAGE))
+        part = RegionPart("r", 4, 100)
+        region = memory.find(part)
+        os.truncate(f"/dev/shm/{made.name}", 0)
+        with pytest.raises(InvalidArgument, match="has become shorter"):
+            region.read(part)
+        with pytest.raises(Internal, match="has become shorter"):
+            region.write(part, b"abcd", "OUT")
+    finally:
+        made.close()
+        made.unlink()
+
+
+def test_a_name_stays_taken_while_a_request_uses_the_region(
+    memory: SharedMemory, shared: Object
+) -> None:
+    about = SystemRegion("r", shared.name, PAGE)
+    memory.register(about)
+    with pytest.raises(AlreadyExists, match="shared memory region 'r' already in manager"):
+        memory.register(about)
+    used = memory.find(RegionPart("r", 1))
+    memory.unregister("r")
+    with pytest.raises(NotFound):
+        memory.find(RegionPart("r", 1))
+    with pytest.raises(NotFound, match="Unable to find system shared memory region: 'r'"):
+        memory.status("r")
+    with pytest.raises(AlreadyExists):
+        memory.register(about)
+    used.write(RegionPart("r", 1), b"z", "OUT")
+    del used
+    gc.collect()
+    memory.register(about)
+
+
+def descriptors() -> int:
+    """How many files this process has open."""
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+def test_unregistering_all_closes_every_object(memory: SharedMemory, shared: Object) -> None:
+    before = descriptors()
+    for name in "abc":
+        memory.register(SystemRegion(name, shared.name, PAGE))
+    assert descriptors() == before + 3
+    memory.unregister("unknown")
+    memory.unregister()
+    assert list(memory.status()) == []
+    assert descriptors() == before

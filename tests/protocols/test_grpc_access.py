@@ -1,0 +1,224 @@
+"""Who may call what over gRPC, and which metadata reaches the model."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import numpy as np
+import pytest
+
+from microkernel import InvalidArgument, Unavailable
+from microkernel.testing import FakeServer
+
+grpc = pytest.importorskip("grpc", reason="the extra 'grpc' is missing")
+client = pytest.importorskip("tritonclient.grpc", reason="tritonclient[grpc] is missing")
+
+from microkernel_grpc.forward import forwarder  # noqa: E402 - after the checks above
+from microkernel_grpc.frontend import GrpcFrontend  # noqa: E402
+from microkernel_grpc.restricted import GROUPS, guards  # noqa: E402
+from microkernel_grpc.schema import SERVICES, message, methods  # noqa: E402
+from microkernel_grpc.settings import GrpcSettings  # noqa: E402
+
+KEY = "triton-grpc-protocol-secret"
+REFUSED = f"This protocol is restricted, expecting header '{KEY}'"
+
+
+@asynccontextmanager
+async def serving(server: FakeServer, **settings: Any) -> AsyncIterator[int]:
+    frontend = GrpcFrontend(server, GrpcSettings(address="127.0.0.1", port=0, **settings))
+    await frontend.start()
+    yield frontend.port
+    await frontend.stop(5)
+
+
+async def with_client(port: int, use: Callable[[Any], Any]) -> Any:
+    def run() -> Any:
+        with client.InferenceServerClient(f"127.0.0.1:{port}") as connected:
+            return use(connected)
+
+    return await asyncio.to_thread(run)
+
+
+def infer(c: Any, **rest: Any) -> Any:
+    tensor = client.InferInput("INPUT0", [1, 1], "FP32")
+    tensor.set_data_from_numpy(np.ones((1, 1), np.float32))
+    return c.infer("identity", [tensor], **rest)
+
+
+def test_every_call_is_in_one_group() -> None:
+    grouped = sorted(call for calls in GROUPS.values() for call in calls)
+    assert grouped == sorted(method.name for method in methods().values())
+
+
+def test_guards_of_calls() -> None:
+    found = guards(["health,model-config:Secret=a=b", "logging : other =c"])
+    assert sorted(found) == [
+        *("Check", "LogSettings", "ModelConfig", "ModelReady", "ServerLive", "ServerReady")
+    ]
+    assert (found["ServerLive"].header, found["ServerLive"].value) == (KEY, "a=b")
+    assert (found["LogSettings"].header, found["LogSettings"].value) == (
+        "triton-grpc-protocol-other",
+        "c",
+    )
+    assert guards([]) == {}
+
+
+@pytest.mark.parametrize(
+    ("values", "text"),
+    [
+        (["health"], "'health' must have the form GROUP[,GROUP...]:KEY=VALUE"),
+        (["health:key"], "'health:key' must have the form"),
+        (["health:=value"], "'health:=value' must have the form"),
+        (["key=value"], "'key=value' must have the form"),
+        (["helth:k=v"], "unknown group 'helth' in 'helth:k=v'; known are health, metadata"),
+        (["health,:k=v"], "unknown group '' in"),
+        (["health:k=v", "trace,health:k=v"], "group 'health' is given more than once"),
+    ],
+)
+def test_bad_restrictions(server: FakeServer, values: list[str], text: str) -> None:
+    with pytest.raises(InvalidArgument) as caught:
+        GrpcFrontend(server, GrpcSettings(restricted_protocol=tuple(values)))
+    assert str(caught.value).startswith("--grpc-restricted-protocol: ")
+    assert text in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("metadata", "passes"),
+    [
+        ((), False),
+        (((KEY, "valu"),), False),
+        (((KEY, "VALUE"),), False),
+        ((("secret", "value"),), False),
+        (((KEY, "value"),), True),
+        (((KEY, b"value"),), True),
+        (((KEY, "wrong"), ("other", "x"), (KEY, "value")), True),
+    ],
+)
+def test_what_a_guard_lets_pass(metadata: Any, passes: bool) -> None:
+    guard = guards(["inference:secret=value"])["ModelInfer"]
+    if passes:
+        guard.check(metadata)
+        return
+    with pytest.raises(Unavailable) as caught:
+        guard.check(metadata)
+    assert str(caught.value) == REFUSED
+
+
+async def test_restricted_calls_on_the_wire(server: FakeServer) -> None:
+    async with serving(server, restricted_protocol=("inference,health:secret=v",)) as port:
+
+        def use(c: Any) -> None:
+            assert c.get_server_metadata().name == "triton"  # of another group
+            for call in (infer, lambda c, **rest: c.is_server_live(**rest)):
+                with pytest.raises(client.InferenceServerException) as caught:
+                    call(c)
+                assert str(caught.value) == f"[StatusCode.UNAVAILABLE] {REFUSED}"
+                assert call(c, headers={KEY: "v"})
+
+        await with_client(port, use)
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+            stream = channel.stream_stream(f"/{SERVICES[0]}/ModelStreamInfer")()
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await stream.read()
+    assert caught.value.details() == REFUSED
+    assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+    assert len(server.requests) == 1
+
+
+METADATA = (("my-header", "a"), ("other", "b"), ("my-raw-bin", b"\xffc"), ("my-header", "d"))
+
+
+@pytest.mark.parametrize(
+    ("pattern", "forwarded"),
+    [
+        ("^other$", {"other": "b"}),
+        ("HEADER", {"my-header": "d"}),
+        ("(?-i)HEADER", {}),
+        ("(?-i)header", {"my-header": "d"}),
+        ("raw", {"my-raw-bin": "\\xffc"}),
+        ("my-(h|x)|oth", {"my-header": "d", "other": "b"}),
+        ("none", {}),
+    ],
+)
+def test_which_metadata_is_forwarded(pattern: str, forwarded: dict[str, str]) -> None:
+    forward = forwarder(pattern)
+    assert forward is not None
+    assert forward(METADATA) == forwarded
+
+
+def test_nothing_is_forwarded_without_a_pattern() -> None:
+    assert forwarder("") is None
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        *("sequence_id", "sequence_start", "sequence_end", "priority", "timeout"),
+        *("headers", "binary_data_output", "triton_anything"),
+    ],
+)
+def test_reserved_metadata_is_refused_where_it_matches(key: str) -> None:
+    forward, narrow = forwarder("."), forwarder("^x-")
+    assert forward is not None
+    assert narrow is not None
+    assert narrow([(key, "1")]) == {}
+    with pytest.raises(InvalidArgument) as caught:
+        forward([(key, "1")])
+    assert str(caught.value) == (
+        f"metadata '{key}' is reserved for Triton usage and cannot be forwarded"
+    )
+
+
+def test_a_pattern_that_is_none(server: FakeServer) -> None:
+    with pytest.raises(InvalidArgument, match=r"--grpc-header-forward-pattern: '\(' is no"):
+        GrpcFrontend(server, GrpcSettings(header_forward_pattern="("))
+
+
+async def test_forwarded_metadata_reaches_the_model(server: FakeServer) -> None:
+    async with serving(server, header_forward_pattern="^my_") as port:
+
+        def use(c: Any) -> None:
+            infer(c, headers={"my_trace": "x", "other": "y"}, parameters={"mine": 1})
+            with pytest.raises(client.InferenceServerException) as caught:
+                infer(c, headers={"my_x": "1"}, model_version="9")
+            assert "version 9 is not found" in str(caught.value)
+
+        await with_client(port, use)
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+            call = channel.stream_stream(
+                f"/{SERVICES[0]}/ModelStreamInfer",
+                request_serializer=message("ModelInferRequest").SerializeToString,
+            )(metadata=(("my_stream", "z"),))
+            await call.write(message("ModelInferRequest")(model_name="identity"))
+            assert await call.read()
+            await call.done_writing()
+            assert await call.read() is grpc.aio.EOF
+    assert [seen.parameters for seen in server.requests] == [
+        {"mine": 1, "my_trace": "x"},
+        {"my_stream": "z"},
+    ]
+
+
+async def test_reserved_metadata_fails_both_infer_calls(server: FakeServer) -> None:
+    text = "metadata 'priority' is reserved for Triton usage and cannot be forwarded"
+    async with serving(server, header_forward_pattern="priority") as port:
+
+        def use(c: Any) -> None:
+            assert c.get_model_metadata("identity", headers={"priority": "1"})
+            with pytest.raises(client.InferenceServerException) as caught:
+                infer(c, headers={"priority": "1"})
+            assert str(caught.value) == f"[StatusCode.INVALID_ARGUMENT] {text}"
+
+        await with_client(port, use)
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+            call = channel.stream_stream(
+                f"/{SERVICES[0]}/ModelStreamInfer",
+                request_serializer=message("ModelInferRequest").SerializeToString,
+                response_deserializer=message("ModelStreamInferResponse").FromString,
+            )(metadata=(("priority", "1"),))
+            await call.write(message("ModelInferRequest")(model_name="identity", id="a"))
+            answer = await call.read()
+            await call.done_writing()
+            assert await call.read() is grpc.aio.EOF
+    assert (answer.error_message, answer.infer_response.id) == (text, "a")
