@@ -32,6 +32,7 @@ from microkernel.tensor import BY_CONFIG_NAME
 log = structlog.get_logger()
 
 EXTENSIONS = (
+    "classification",
     "model_repository",
     "model_configuration",
     "system_shared_memory",

@@ -9,6 +9,7 @@ from microkernel import (
     InferRequest,
     InferResponse,
     InvalidArgument,
+    LogSettings,
     ModelConfig,
     ModelIndex,
     ModelInput,
@@ -18,8 +19,12 @@ from microkernel import (
     TensorMetadata,
     Unavailable,
 )
+from microkernel.log import LogControl
+from microkernel.models.catalogue import Catalogue
+from microkernel.models.loader import Loader, LoaderSettings
 from microkernel.models.table import UNLOADED, ModelTable
 from microkernel.server import EXTENSIONS, KernelServer
+from microkernel.settings import ServerSettings
 from microkernel.stats import ModelStats
 
 CONFIG = ModelConfig(
@@ -56,16 +61,31 @@ def table_of(*versions: int, name: str = "m") -> tuple[ModelTable, dict[int, Any
 
 def put(table: ModelTable, name: str, version: int) -> Any:
     model: Any = Loaded(version, replace(CONFIG, name=name))
-    table.loading(name, version)
-    table.loaded(name, version, model)
+    table.loading(name, [version])
+    table.swap(name, {**serving(table, name), version: model})
     return model
+
+
+def serving(table: ModelTable, name: str) -> dict[int, Any]:
+    """The versions of a model that serve."""
+    return {version: table.find(name, version) for version in table.ready_versions(name)}
+
+
+def fail(table: ModelTable, name: str, version: int, reason: str) -> None:
+    table.loading(name, [version])
+    table.failed(name, {version: reason})
+
+
+def retire(table: ModelTable, name: str, version: int) -> None:
+    """Have a version take no new requests."""
+    table.swap(name, {v: m for v, m in serving(table, name).items() if v != version})
 
 
 def test_the_latest_version_is_the_highest_that_is_ready() -> None:
     table, loaded = table_of(1, 10, 2)
     assert table.find("m") is loaded[10]
     assert table.find("m", 2) is loaded[2]
-    table.unloading("m", 10)
+    retire(table, "m", 10)
     assert table.find("m") is loaded[2]
     assert table.ready_versions("m") == [1, 2]
 
@@ -92,11 +112,11 @@ def test_what_does_not_serve_is_told_in_triton_s_words(
     name: str, version: int, kind: type[Exception], text: str
 ) -> None:
     table, loaded = table_of(1, 4, 5)
-    table.loading("m", 2)
-    table.unavailable("m", 3, "Internal: it broke")
-    table.unloading("m", 4)
+    fail(table, "m", 3, "Internal: it broke")
+    table.loading("m", [2])
+    retire(table, "m", 4)
     loaded[5].ready = False
-    table.loading("none ready", 1)
+    table.loading("none ready", [1])
     table.refuse("refused", "Invalid argument: no backend")
     with pytest.raises(kind) as caught:
         table.find(name, version)
@@ -107,9 +127,9 @@ def test_what_does_not_serve_is_told_in_triton_s_words(
 def test_the_index_lists_every_version_in_order() -> None:
     table, loaded = table_of(10, 2, name="b")
     put(table, "a", 1)
-    table.loading("b", 3)
-    table.unavailable("b", 1, "Internal: it broke")
-    table.unloading("a", 1)
+    fail(table, "b", 1, "Internal: it broke")
+    table.loading("b", [3])
+    retire(table, "a", 1)
     table.refuse("c", "Invalid argument: no backend")
     loaded[10].ready = False
     assert table.index(ready=False) == [
@@ -125,15 +145,15 @@ def test_the_index_lists_every_version_in_order() -> None:
 
 
 def loading(table: ModelTable) -> None:
-    table.loading("m", 2)
+    table.loading("m", [2])
 
 
 def broken(table: ModelTable) -> None:
-    table.unavailable("m", 2, "Internal: it broke")
+    fail(table, "m", 2, "Internal: it broke")
 
 
 def unloaded(table: ModelTable) -> None:
-    table.unavailable("m", 2, UNLOADED)
+    fail(table, "m", 2, UNLOADED)
 
 
 def refused(table: ModelTable) -> None:
@@ -167,21 +187,27 @@ async def test_strict_readiness_and_failures(
     assert table.all_ready() is ready
     assert table.failures() == failures
     for strict in (True, False):
-        server = KernelServer(table, name="triton", strict_readiness=strict)
+        server = new_server(table, strict=strict)
         assert not await server.ready()
         server.started()
         assert await server.ready() is (ready or not strict)
 
 
+def new_server(table: ModelTable, *, strict: bool = True) -> KernelServer:
+    settings = ServerSettings(strict_readiness=strict)
+    catalogue = Catalogue([], Loader([], LoaderSettings()), table, threads=1)
+    return KernelServer(table, catalogue, LogControl(LogSettings()), settings)
+
+
 def server_of(table: ModelTable) -> KernelServer:
-    server = KernelServer(table, name="triton", strict_readiness=True)
+    server = new_server(table)
     server.started()
     return server
 
 
 async def test_a_server_that_exits_is_not_healthy_but_answers() -> None:
     table, _ = table_of(1)
-    server = KernelServer(table, name="triton", strict_readiness=True)
+    server = new_server(table)
     assert not await server.live()
     server.started()
     assert await server.live()
@@ -219,8 +245,8 @@ async def test_metadata_of_a_model_that_does_not_batch_has_a_platform() -> None:
     table = ModelTable()
     config = replace(CONFIG, max_batch_size=0, platform="onnxruntime_onnx")
     model: Any = Loaded(1, config)
-    table.loading("m", 1)
-    table.loaded("m", 1, model)
+    table.loading("m", [1])
+    table.swap("m", {1: model})
     metadata = await server_of(table).model_metadata("m")
     assert metadata.platform == "onnxruntime_onnx"
     assert [tensor.shape for tensor in metadata.inputs] == [(-1,), ()]
@@ -235,7 +261,7 @@ async def test_server_metadata() -> None:
 
 async def test_the_index_and_the_metrics_through_the_server() -> None:
     table, loaded = table_of(1)
-    table.unavailable("m", 2, UNLOADED)
+    fail(table, "m", 2, UNLOADED)
     loaded[1].stats.pending = 5
     server = server_of(table)
     assert len(await server.repository_index()) == 2

@@ -45,5 +45,24 @@ def test_what_the_plug_ins_register() -> None:
         *("--http-max-input-size", "--http-header-forward-pattern", "--http-restricted-api"),
         *("--allow-metrics", "--metrics-address", "--metrics-port"),
         *("--allow-grpc", "--grpc-address", "--grpc-port", "--reuse-grpc-port"),
+        *("--grpc-header-forward-pattern", "--grpc-restricted-protocol"),
+        *("--grpc-use-ssl", "--grpc-use-ssl-mutual", "--grpc-server-cert"),
+        *("--grpc-server-key", "--grpc-root-cert", "--grpc-infer-response-compression-level"),
+        *(
+            "--grpc-keepalive-time",
+            "--grpc-keepalive-timeout",
+            "--grpc-keepalive-permit-without-calls",
+        ),
+        *(
+            "--grpc-http2-max-pings-without-data",
+            "--grpc-http2-min-recv-ping-interval-without-data",
+        ),
+        *(
+            "--grpc-http2-max-ping-strikes",
+            "--grpc-max-connection-age",
+            "--grpc-max-connection-age-grace",
+        ),
+        *("--grpc-infer-thread-count", "--grpc-infer-allocation-pool-size"),
+        *("--grpc-max-response-pool-size",),
     ]
     assert build(http, {"port": 0}, "plugins.toml") == http(port=0)  # type: ignore[call-arg]
