@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import structlog
 
@@ -70,6 +71,13 @@ def odd_path(monkeypatch: pytest.MonkeyPatch) -> None:
     """Lets this process and the workers import `odd_backend`."""
     monkeypatch.syspath_prepend(str(ODD))
     monkeypatch.setenv("PYTHONPATH", str(ODD))
+
+
+@pytest.fixture
+def new_children() -> Callable[[], list[psutil.Process]]:
+    """`new_children()`: the child processes that were started since the test began."""
+    before = set(psutil.Process().children())
+    return lambda: [child for child in psutil.Process().children() if child not in before]
 
 
 @pytest.fixture

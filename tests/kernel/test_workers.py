@@ -172,7 +172,7 @@ async def test_stopping_closes_the_instances_and_unloads_the_model(
     worker = await launch()
     await worker.start(odd_config(), placements(3))
     await worker.stop()
-    trace = (tmp_path / "trace").read_text().splitlines()
+    trace = (tmp_path / "__pycache__" / "trace").read_text().splitlines()
     assert sorted(trace[:3]) == ["made odd_0", "made odd_1", "made odd_2"]
     assert sorted(trace[3:6]) == ["closed odd_0", "closed odd_1", "closed odd_2"]
     assert trace[6:] == ["unloaded"]

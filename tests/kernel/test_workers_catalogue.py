@@ -1,17 +1,30 @@
 """Loading all models of repositories, and taking them down again."""
 
 import asyncio
+import json
+import os
+import shutil
 import textwrap
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from structlog.testing import capture_logs
 
-from microkernel import BackendType, InferRequest, InvalidArgument, ModelIndex, Unavailable
-from microkernel.models.catalogue import Catalogue
+from microkernel import (
+    BackendType,
+    InferRequest,
+    Internal,
+    InvalidArgument,
+    ModelIndex,
+    NotFound,
+    Unavailable,
+)
+from microkernel.models.catalogue import Catalogue, LoadFailed, check_name
 from microkernel.models.loader import Loader, LoaderSettings, Offer
-from microkernel.models.table import ModelTable
+from microkernel.models.table import UNLOADED, ModelTable
+from microkernel.repository.override import Override
 
 Ask = Callable[..., InferRequest]
 
@@ -55,6 +68,14 @@ class Site:
 
     def index(self) -> list[tuple[str, str, str]]:
         return [(m.name, m.version, m.state) for m in self.table.index(ready=False)]
+
+    def lines(self) -> list[ModelIndex]:
+        return self.table.index(ready=False)
+
+    def traces(self) -> list[str]:
+        """The traces that loaded models have left, wherever their files are."""
+        sources = self.catalogue._sources.values()
+        return [str(source.directory / "1" / "__pycache__" / "trace") for source in sources]
 
     async def infer(self, request: InferRequest) -> list[list[int]]:
         response = await self.table.find("odd").infer(request)
@@ -107,7 +128,8 @@ async def test_versions_are_all_or_nothing(site: Site) -> None:
         ModelIndex("odd", "1", "UNAVAILABLE", "unloaded"),
         ModelIndex("odd", "2", "UNAVAILABLE", "Internal: Stranger: cannot load again"),
     ]
-    assert (directory / "1" / "trace").read_text().splitlines()[-1] == "unloaded"
+    await site.catalogue.stop()
+    assert (directory / "1" / "__pycache__" / "trace").read_text().splitlines()[-1] == "unloaded"
 
 
 async def test_a_name_in_two_repositories_is_refused(site: Site) -> None:
@@ -172,3 +194,181 @@ async def test_what_does_not_finish_in_time_is_answered_with_an_error(site: Site
     assert [type(result) for result in results] == [Unavailable, Unavailable]
     assert str(results[0]).endswith(f"ended: {reason}")
     assert str(results[1]) == f"no instance of model 'odd' is alive: {reason}"
+
+
+def touch(directory: Path) -> None:
+    """Make the directory look newer than it was."""
+    newest = max(path.stat().st_mtime_ns for path in [directory, *directory.rglob("*")])
+    os.utime(directory / "config.pbtxt", ns=(newest + 10**9, newest + 10**9))
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Let the loop run until the condition holds."""
+    async with asyncio.timeout(20):
+        while not condition():  # noqa: ASYNC110 - other parts do not know that we wait
+            await asyncio.sleep(0.001)
+
+
+async def test_a_model_that_did_not_change_is_left_alone(site: Site, ask: Ask) -> None:
+    add(site.one, "odd")
+    await site.catalogue.load("odd")
+    first = site.table.find("odd")
+    await site.catalogue.load("odd")
+    assert site.table.find("odd") is first
+
+
+async def test_a_changed_model_is_swapped_and_loses_no_request(site: Site, ask: Ask) -> None:
+    directory = add(site.one, "odd", worker="process")
+    await site.catalogue.load("odd")
+    first = site.table.find("odd")
+    touch(directory)
+    answers: list[list[list[int]]] = []
+
+    async def caller() -> None:
+        while site.table.find("odd") is first:
+            answers.append(await site.infer(ask(len(answers))))
+
+    callers = [asyncio.ensure_future(caller()) for _ in range(3)]
+    await site.catalogue.load("odd")
+    await asyncio.gather(*callers)
+    assert site.table.find("odd") is not first
+    assert await site.infer(ask(21)) == [[42]]
+    assert len(answers) > 3
+    assert all(row[0] % 2 == 0 for (row,) in answers)
+
+
+async def test_versions_come_and_go_with_a_reload(site: Site) -> None:
+    directory = add(site.one, "odd", ALL_VERSIONS, versions=2)
+    await site.catalogue.load("odd")
+    (directory / "3").mkdir()
+    shutil.rmtree(directory / "1")
+    touch(directory)
+    await site.catalogue.load("odd")
+    assert site.table.ready_versions("odd") == [2, 3]
+    await until(lambda: ModelIndex("odd", "1", "UNAVAILABLE", UNLOADED) in site.lines())
+
+
+async def test_a_failing_reload_keeps_what_serves(site: Site, ask: Ask) -> None:
+    directory = add(site.one, "odd")
+    await site.catalogue.load("odd")
+    good = (directory / "config.pbtxt").read_text()
+    (directory / "config.pbtxt").write_text(good + parameter("FAIL", "load"))
+    touch(directory)
+    text = (
+        "load failed for model 'odd': version 1 is at UNAVAILABLE state: "
+        "Internal: Stranger: cannot load;\n"
+    )
+    for _ in range(2):  # a load that failed is tried again
+        with capture_logs(), pytest.raises(LoadFailed) as caught:
+            await site.catalogue.load("odd")
+        assert str(caught.value) == text
+    assert await site.infer(ask(2)) == [[4]]
+    (directory / "config.pbtxt").write_text("no { such: thing }")
+    with capture_logs(), pytest.raises(Internal, match=r"failed to load 'odd', failed to poll"):
+        await site.catalogue.load("odd")
+    assert await site.infer(ask(3)) == [[6]]
+    assert site.table.index(ready=True) == [ModelIndex("odd", "1", "READY")]
+
+
+async def test_a_configuration_that_comes_along_sticks(site: Site) -> None:
+    add(site.one, "odd")
+    await site.catalogue.load("odd")
+    await site.catalogue.load("odd", override(8))
+    await site.catalogue.load("odd", override(3))
+    await site.catalogue.load("odd")
+    assert site.table.find("odd").config.max_batch_size == 3
+    await site.catalogue.unload("odd")
+    await site.catalogue.load("odd")
+    assert site.table.find("odd").config.max_batch_size == 8
+
+
+def override(max_batch_size: int, **files: bytes) -> Override:
+    """The configuration of `odd` with another batch size, and files by their path."""
+    document = {
+        "backend": "odd",
+        "max_batch_size": max_batch_size,
+        "input": [{"name": "X", "data_type": "TYPE_INT32", "dims": [-1]}],
+        "output": [{"name": "Y", "data_type": "TYPE_INT32", "dims": [-1]}],
+        "parameters": {"WORKER": {"string_value": "thread"}},
+    }
+    made = Override.of(json.dumps(document), files)
+    assert made is not None
+    return made
+
+
+async def test_files_that_come_along_need_no_repository(site: Site, ask: Ask) -> None:
+    await site.catalogue.load("odd", override(2, **{"1/trace": b"", "1/deep/file": b"x"}))
+    assert await site.infer(ask(4)) == [[8]]
+    (trace,) = map(Path, site.traces())
+    assert trace.stat().st_size
+    await site.catalogue.unload("odd")
+    await until(lambda: not trace.exists())
+    with capture_logs(), pytest.raises(Internal, match="failed to poll from model repository"):
+        await site.catalogue.load("odd")
+
+
+@pytest.mark.parametrize("path", ["../odd2/file", "/etc/file", "1/../../x", ".", ""])
+async def test_files_stay_in_the_model_s_directory(site: Site, path: str) -> None:
+    with capture_logs() as logs, pytest.raises(Internal, match="failed to load 'odd'"):
+        await site.catalogue.load("odd", override(2, **{path: b""}))
+    assert any("file override" in entry["reason"] for entry in logs)
+
+
+def test_files_need_a_configuration() -> None:
+    assert Override.of(None, {}) is None
+    with pytest.raises(InvalidArgument, match="requires a 'config' parameter"):
+        Override.of(None, {"1/model.py": b""})
+    with pytest.raises(InvalidArgument, match=r"Invalid config override: .*not valid JSON"):
+        Override.of("{", {})
+
+
+async def test_unloading_finishes_what_was_accepted(site: Site, ask: Ask) -> None:
+    add(site.one, "odd")
+    await site.catalogue.load("odd")
+    tasks = [asyncio.ensure_future(site.infer(ask(n))) for n in range(3)]
+    await asyncio.sleep(0)
+    await site.catalogue.unload("odd")
+    with pytest.raises(NotFound, match="'odd' has no available versions"):
+        await site.infer(ask(1))
+    assert [await task for task in tasks] == [[[0]], [[2]], [[4]]]
+    await until(lambda: site.lines() == [ModelIndex("odd", "1", "UNAVAILABLE", UNLOADED)])
+    assert site.table.all_ready()
+    await site.catalogue.unload("odd")
+    await site.catalogue.unload("nobody")
+
+
+async def test_a_load_goes_on_when_its_caller_has_gone(site: Site) -> None:
+    add(site.one, "odd")
+    loading = asyncio.ensure_future(site.catalogue.load("odd"))
+    await until(lambda: site.table.index(ready=False))
+    loading.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await loading
+    await until(lambda: site.table.ready("odd"))
+
+
+async def test_stopping_gives_up_a_load(site: Site, new_children: Callable[[], list[Any]]) -> None:
+    add(site.one, "odd", worker="process")
+    loading = asyncio.ensure_future(site.catalogue.load("odd"))
+    await until(lambda: site.table.index(ready=False))
+    await site.catalogue.stop()
+    with pytest.raises(asyncio.CancelledError):
+        await loading
+    assert new_children() == []
+
+
+@pytest.mark.parametrize(
+    ("name", "phrase"),
+    [
+        ("", "Model name cannot be empty"),
+        ("  ", "Model name cannot be empty"),
+        ("..", "model name must not contain path traversal characters"),
+        (" .. ", "model name must not contain path traversal characters"),
+        ("a/b", "model name must not contain path traversal characters"),
+    ],
+)
+def test_names_that_cannot_be_models(name: str, phrase: str) -> None:
+    with pytest.raises(InvalidArgument, match=phrase):
+        check_name(name)
+    for good in ("...", "a..1", "m"):
+        check_name(good)

@@ -24,6 +24,7 @@ from microkernel.models.version import ModelVersion
 
 Ask = Callable[..., InferRequest]
 Load = Callable[..., Awaitable[ModelVersion]]
+Children = Callable[[], list[psutil.Process]]
 
 CONFIG = """
     backend: "odd"
@@ -65,13 +66,13 @@ async def until(condition: Callable[[], bool]) -> None:
 
 
 @pytest.fixture
-async def loader(odd_path: None) -> AsyncIterator[Loader]:
+async def loader(odd_path: None, new_children: Children) -> AsyncIterator[Loader]:
     made = Loader(
         [Offer(BackendType("odd", "odd_backend:OddBackend"), None)], LoaderSettings(verbose=True)
     )
     yield made
     await made.close()
-    assert psutil.Process().children(recursive=True) == []
+    assert new_children() == []
 
 
 @pytest.fixture
@@ -95,7 +96,7 @@ async def load(loader: Loader, tmp_path: Path) -> AsyncIterator[Load]:
 
 
 def trace(tmp_path: Path) -> list[str]:
-    return (tmp_path / "odd" / "1" / "trace").read_text().splitlines()
+    return (tmp_path / "odd" / "1" / "__pycache__" / "trace").read_text().splitlines()
 
 
 @pytest.mark.parametrize("kind", ["process", "instance", "thread"])
@@ -211,13 +212,12 @@ async def test_a_hanging_execution_is_ended_by_the_limit(load: Load, ask: Ask) -
     ],
 )
 async def test_a_model_that_cannot_be_loaded_leaves_no_process(
-    load: Load, more: str, kind: type[Exception], text: str
+    load: Load, new_children: Children, more: str, kind: type[Exception], text: str
 ) -> None:
     with pytest.raises(kind) as caught:
         await load(more)
     assert str(caught.value).startswith(text)
-    servers = psutil.Process().children()
-    await until(lambda: not any(server.children() for server in servers))
+    await until(lambda: not any(server.children() for server in new_children()))
 
 
 async def test_a_thread_worker_that_cannot_start_unloads_its_model_once(

@@ -32,6 +32,7 @@ Ask = Callable[..., InferRequest]
 OddConfig = Callable[..., ModelConfig]
 OpenFiles = Callable[[], list[str]]
 Places = Callable[..., list[Placement]]
+Children = Callable[[], list[psutil.Process]]
 
 
 def deed(name: str) -> int:
@@ -360,12 +361,16 @@ async def test_a_worker_that_sends_nonsense_is_ended(
 
 
 async def test_a_worker_that_does_not_end_is_ended(
-    spawn: Spawn, odd_config: OddConfig, placements: Places, monkeypatch: pytest.MonkeyPatch
+    new_children: Children,
+    spawn: Spawn,
+    odd_config: OddConfig,
+    placements: Places,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(process, "STOP_LIMIT", 0.05)
     worker = await spawn()
     await worker.start(odd_config(FAIL="close hangs"), placements())
-    (server,) = psutil.Process().children()
+    (server,) = new_children()
     (child,) = server.children()
     with capture_logs() as lines:
         await worker.stop()

@@ -30,6 +30,7 @@ RunBatch = Callable[..., Awaitable[Result]]
 Ask = Callable[..., InferRequest]
 OddConfig = Callable[..., ModelConfig]
 Places = Callable[..., list[Placement]]
+Children = Callable[[], list[psutil.Process]]
 
 
 def gone(pid: int) -> bool:
@@ -84,13 +85,18 @@ async def test_a_death_between_the_start_and_its_news_fails_the_start(
 
 
 async def test_when_the_fork_server_ends_so_do_its_workers_and_another_takes_over(
-    spawn: Spawn, odd_config: OddConfig, placements: Places, run_batch: RunBatch, ask: Ask
+    new_children: Children,
+    spawn: Spawn,
+    odd_config: OddConfig,
+    placements: Places,
+    run_batch: RunBatch,
+    ask: Ask,
 ) -> None:
     worker = await spawn()
     await worker.start(odd_config(), placements())
     lost: asyncio.Future[MicrokernelError] = asyncio.get_running_loop().create_future()
     worker.watch(lost.set_result)
-    (server,) = psutil.Process().children()
+    (server,) = new_children()
     (child,) = server.children()
     server.kill()
     async with asyncio.timeout(10):

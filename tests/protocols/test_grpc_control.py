@@ -221,41 +221,6 @@ def test_unload_parameters() -> None:
     )
 
 
-class SlowServer(FakeServer):
-    """Its loads take until the test says so."""
-
-    def __init__(self) -> None:
-        super().__init__([FakeModel(ModelConfig(name="m", backend="python"))])
-        self.started, self.go, self.ended = asyncio.Event(), asyncio.Event(), asyncio.Event()
-
-    async def load_model(
-        self, name: str, config: str | None = None, files: Mapping[str, bytes] | None = None
-    ) -> None:
-        self.started.set()
-        await self.go.wait()
-        await super().load_model(name, config, files)
-        self.ended.set()
-
-
-class TestSlowLoads:
-    @pytest.fixture
-    def server(self) -> SlowServer:
-        return SlowServer()
-
-    async def test_a_load_goes_on_when_its_client_has_gone(
-        self, server: SlowServer, channel: Any
-    ) -> None:
-        loading = asyncio.ensure_future(ask(channel, "RepositoryModelLoad", model_name="m"))
-        await asyncio.wait_for(server.started.wait(), 10)
-        loading.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await loading
-        assert (await ask(channel, "ServerLive")).live  # after the cancellation, and not blocked
-        server.go.set()
-        await asyncio.wait_for(server.ended.wait(), 10)
-        assert server.loads == [("m", None, {})]
-
-
 async def test_the_official_client_changes_the_log(server: FakeServer, grpc_port: int) -> None:
     before = await with_client(grpc_port, lambda c: c.get_log_settings(as_json=True))
     assert before == {

@@ -19,18 +19,18 @@ from microkernel.models.loader import Loader
 from microkernel.models.table import ModelTable
 from microkernel.models.version import ModelVersion
 from microkernel.repository.override import Override, Unpacked
-from microkernel.repository.store import DUPLICATE, find_models, modified
+from microkernel.repository.store import DUPLICATE, find_models, fingerprint
 
 log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
 class _Source:
-    """What a model was last loaded from: a directory, the newest modification time in it, and the
+    """What a model was last loaded from: a directory, the fingerprint of what was in it, and the
     files that came with the request, if they did."""
 
     directory: Path
-    modified: int
+    fingerprint: int
     unpacked: Unpacked | None
 
     def close(self) -> None:
@@ -55,6 +55,7 @@ class Catalogue:
         self._loads = asyncio.Semaphore(max(1, threads))
         self._locks: dict[str, asyncio.Lock] = {}
         self._sources: dict[str, _Source] = {}
+        self._loading: set[asyncio.Task[None]] = set()
         self._retiring: dict[asyncio.Task[None], ModelVersion] = {}
 
     async def load_all(self, wanted: Sequence[str] | None) -> None:
@@ -74,8 +75,20 @@ class Catalogue:
         """Load a model, or load it again if its directory changed; returns when it serves.
 
         Raises Internal where there is no such model or its configuration cannot be used, and
-        LoadFailed where a version does not come up. What served before goes on serving then.
+        LoadFailed where a version does not come up. What served before goes on serving then. A load
+        that has begun goes on when its caller gives up.
         """
+        task = asyncio.ensure_future(self._load_in_turn(name, override))
+        self._loading.add(task)
+        task.add_done_callback(self._loaded)
+        await asyncio.shield(task)
+
+    def _loaded(self, task: "asyncio.Task[None]") -> None:
+        self._loading.discard(task)
+        if not task.cancelled():
+            task.exception()  # logged already; its caller may be gone
+
+    async def _load_in_turn(self, name: str, override: Override | None) -> None:
         async with self._locks.setdefault(name, asyncio.Lock()):
             try:
                 source = await asyncio.to_thread(self._source, name, override)
@@ -106,7 +119,7 @@ class Catalogue:
         if name not in found.models:
             raise InvalidArgument(f"there is no model '{name}' in any repository")
         directory = found.models[name]
-        return _Source(directory, modified(directory), None)
+        return _Source(directory, fingerprint(directory), None)
 
     def _is_loaded(self, name: str, source: _Source) -> bool:
         return self._sources.get(name) == source and bool(self._table.ready_versions(name))
@@ -200,7 +213,10 @@ class Catalogue:
         return not late
 
     async def stop(self) -> None:
-        """Stop every model; after `drain`."""
+        """Stop every model and every load that is under way; after `drain`."""
+        for task in self._loading:
+            task.cancel()
+        await asyncio.gather(*self._loading, return_exceptions=True)
         await asyncio.gather(*(model.stop() for model in self._table.loaded_versions()))
         await asyncio.gather(*self._retiring, return_exceptions=True)
         for source in self._sources.values():

@@ -98,17 +98,20 @@ def config_path(directory: Path, config_name: str = "") -> Path | None:
     return next((path for path in candidates if path.is_file()), None)
 
 
-def modified(directory: Path) -> int:
-    """The newest modification time of a directory and everything below it, in ns; 0 for what goes
-    while it is looked at."""
-
-    def of(path: Path) -> int:
+def fingerprint(directory: Path) -> int:
+    """A number that changes when a file below the directory is added, removed or written; what
+    Python compiles for itself does not count."""
+    found = []
+    for path in directory.rglob("*"):
+        if "__pycache__" in path.parts:
+            continue
         try:
-            return path.stat().st_mtime_ns
+            about = path.stat()
         except OSError:
-            return 0
-
-    return max(map(of, (directory, *directory.rglob("*"))))
+            continue  # it went while we looked
+        changes = (about.st_mtime_ns, about.st_size) if path.is_file() else ()
+        found.append((str(path), *changes))
+    return hash(tuple(sorted(found)))
 
 
 def directories(parent: Path) -> list[Path]:

@@ -24,7 +24,7 @@ from microkernel.workers.arena import Block
 from microkernel.workers.channel import BlockingChannel
 from microkernel.workers.descriptors import Schema
 from microkernel.workers.hosting import make_backend, settings_from_json
-from microkernel.workers.runner import as_error, run
+from microkernel.workers.runner import as_error, run, unload
 from microkernel.workers.wire import Kind
 
 log = logging.getLogger("microkernel.worker")
@@ -164,7 +164,7 @@ class _Child:
         _serve(*pairs[0], model, made)
         for thread in threads:
             thread.join()
-        model.unload()
+        unload(model)
 
     def _watch(self) -> None:
         """The control channel carries nothing more to the worker but its end."""

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import replace
 
-from microkernel.backend import Instance
+from microkernel.backend import Instance, Model
 from microkernel.batch import Batch
 from microkernel.errors import Internal, MicrokernelError
 from microkernel.request import InferRequest, Outcome
@@ -34,6 +34,14 @@ def run(instance: Instance, batch: Batch, schema: Schema) -> list[Outcome]:
     except (Exception, SystemExit) as error:
         log.exception("backend failed")
         return [as_error(error)] * len(batch)
+
+
+def unload(model: Model) -> None:
+    """Unload a model; what it raises is logged, for nobody could do anything about it."""
+    try:
+        model.unload()
+    except (Exception, SystemExit):
+        log.exception("unloading failed")
 
 
 def as_error(error: BaseException) -> MicrokernelError:

@@ -24,7 +24,7 @@ from microkernel.workers import descriptors
 from microkernel.workers.contract import Done, Hosted, Lost, Result
 from microkernel.workers.descriptors import Answer, Schema
 from microkernel.workers.hosting import make_backend
-from microkernel.workers.runner import as_error, run
+from microkernel.workers.runner import as_error, run, unload
 
 log = structlog.get_logger()
 
@@ -181,7 +181,7 @@ class ThreadWorker:
             instance.stop()
         self._instances = []
         if self._model is not None:
-            self._model.unload()
+            unload(self._model)
             self._model = None
 
 

@@ -1,7 +1,6 @@
 """What each unary RPC does, from message bytes to message bytes; nothing here knows grpc."""
 
-import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, TypeAlias
 
 from google.protobuf.message import DecodeError, Message
@@ -31,7 +30,6 @@ class Calls:
     def __init__(self, server: Server, inference: Inference) -> None:
         self._server = server
         self._inference = inference
-        self._changing: set[asyncio.Task[None]] = set()
         self._typed: Mapping[str, _Typed] = {
             "ServerLive": self._server_live,
             "ServerReady": self._server_ready,
@@ -92,25 +90,14 @@ class Calls:
     async def _load(self, request: Any) -> Message:
         _refuse_repository(request)
         given = load_parameters(request.parameters)
-        await self._see_through(
-            self._server.load_model(request.model_name, given.config, given.files)
-        )
+        await self._server.load_model(request.model_name, given.config, given.files)
         return message("RepositoryModelLoadResponse")()
 
     async def _unload(self, request: Any) -> Message:
         _refuse_repository(request)
         dependents = unload_dependents(request.parameters)
-        await self._see_through(
-            self._server.unload_model(request.model_name, unload_dependents=dependents)
-        )
+        await self._server.unload_model(request.model_name, unload_dependents=dependents)
         return message("RepositoryModelUnloadResponse")()
-
-    async def _see_through(self, change: Coroutine[Any, Any, None]) -> None:
-        """Wait for a change of the models, which goes on when the client gives up waiting."""
-        task = asyncio.ensure_future(change)
-        self._changing.add(task)
-        task.add_done_callback(self._changing.discard)
-        await asyncio.shield(task)
 
     async def _system_regions(self, request: Any) -> Message:
         return encode.system_regions(await self._server.system_shared_memory(request.name))

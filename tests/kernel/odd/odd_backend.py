@@ -186,7 +186,9 @@ class OddModel(Model):
 
     def __init__(self, config: ModelConfig, files: Path) -> None:
         self._fail = config.parameter("FAIL")
-        self._file = files / "trace"
+        # In a place that no change of the model is looked for: else each load would change it.
+        (files / "__pycache__").mkdir(exist_ok=True)
+        self._file = files / "__pycache__" / "trace"
 
     def instance(self, placement: Placement) -> OddInstance:
         """Raises what the parameter FAIL asks for."""
