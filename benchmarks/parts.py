@@ -158,7 +158,7 @@ class Parts:
         if self._worker is not None:
             await self._worker.stop()
         if self._forks is not None:
-            await asyncio.to_thread(self._forks.close)
+            await self._forks.close()
 
 
 class _Waiting:

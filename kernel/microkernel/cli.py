@@ -7,8 +7,9 @@ flags appear when it is installed. Usage errors exit with 1, as Triton's do.
 import asyncio
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import version as package_version
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,9 @@ from microkernel.errors import MicrokernelError
 from microkernel.options import Option, build, options_of
 from microkernel.plugins import Plugins, discover
 from microkernel.settings import ServerSettings
+
+_PLUGINS = "microkernel.plugins"
+"""Where a command's context keeps the plug-ins that were found."""
 
 _SERVER = ""
 """Whose flags: the server's own, under no plug-in's name."""
@@ -77,8 +81,13 @@ class _Run(click.Command):
             context_settings={"max_content_width": 100},
         )
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Read the operator's file first: it says which plug-ins there are to give flags."""
+        ctx.meta[_PLUGINS] = discover(_plugins_file(args))
+        return super().parse_args(ctx, args)
+
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
-        plugins = self._plugins(ctx)
+        plugins: Plugins = ctx.meta[_PLUGINS]
         params: list[click.Parameter] = [_plugins_option()]
         params += _parameters(_SERVER, ServerSettings)
         for plugin in plugins.all:
@@ -86,22 +95,25 @@ class _Run(click.Command):
                 params += _parameters(plugin.name, plugin.settings_type)
         return [*params, *super().get_params(ctx)]
 
-    @staticmethod
-    def _plugins(ctx: click.Context) -> Plugins:
-        key = "microkernel.plugins"
-        if key not in ctx.meta:
-            ctx.meta[key] = discover()
-        found: Plugins = ctx.meta[key]
-        return found
-
     def invoke(self, ctx: click.Context) -> int:
         values = {key: value for key, value in ctx.params.items() if value not in (None, ())}
-        file = values.pop("plugins", None)
-        plugins = discover(file) if file is not None else self._plugins(ctx)
+        plugins: Plugins = ctx.meta[_PLUGINS]
         settings = build(ServerSettings, _of(_SERVER, values), "command line")
         control = log.configure(settings)
         flags = {plugin.name: _of(plugin.name, values) for plugin in plugins.all}
         return app.run(Setup(settings, plugins, flags, control))
+
+
+def _plugins_file(args: Sequence[str]) -> Path | None:
+    """The file that `--plugins` names. Raises a usage error where none follows."""
+    for argument, following in zip_longest(args, args[1:]):
+        flag, _, value = argument.partition("=")
+        if flag == "--plugins":
+            value = value or following or ""
+            if not value:
+                raise click.UsageError("Option '--plugins' requires a file.")
+            return Path(value)
+    return None
 
 
 def _of(owner: str, values: Mapping[str, Any]) -> dict[str, Any]:

@@ -152,7 +152,7 @@ def hosted(tmp_path: Path) -> Hosted:
 async def forks(odd_path: None) -> AsyncIterator[ForkServers]:
     made = ForkServers()
     yield made
-    made.close()
+    await made.close()
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import socket
+import struct
 from collections.abc import AsyncIterator, Callable
 
 import pytest
@@ -120,6 +121,13 @@ async def test_the_end_of_the_worker_is_reported_once(peers: Peers) -> None:
     await asyncio.wait_for(peers.closed.wait(), 10)
     peers.loop_end.send(wire.frame(Kind.LOG, b"nobody"))
     peers.loop_end.close()
+
+
+async def test_a_peer_that_speaks_nonsense_is_as_good_as_gone(peers: Peers) -> None:
+    peers.theirs.sendall(wire.frame(Kind.LOG, b"a") + struct.pack("<IB", 0, 99))
+    async with asyncio.timeout(10):
+        await peers.closed.wait()
+    assert peers.blocking.receive() is None
 
 
 async def test_the_end_of_the_server_is_told_to_the_worker(peers: Peers) -> None:

@@ -192,6 +192,23 @@ def test_a_flag_beats_the_file(call: Call, setups: list[Setup], tmp_path: Path) 
     assert (settings.fast, settings.depth, settings.hidden) == (True, 7, 6)
 
 
+@pytest.mark.parametrize("form", ["--plugins={}", "--plugins {}"])
+def test_the_named_file_is_read_in_place_of_the_working_directory_s(
+    call: Call, setups: list[Setup], tmp_path: Path, form: str
+) -> None:
+    Path("plugins.toml").write_text("this is broken")
+    file = tmp_path / "mine.toml"
+    file.write_text("[plugins.http]\nenabled = false\n")
+    assert call("run", "--model-repository", "models", *form.format(file).split()) == 0
+    (setup,) = setups
+    assert {plugin.name: plugin.enabled for plugin in setup.plugins.all}["http"] is False
+
+
+def test_the_file_of_plug_ins_must_be_named(call: Call) -> None:
+    assert call("run", "--plugins") == 1
+    assert call("run", "--plugins=") == 1
+
+
 def test_the_exit_code_of_the_server_is_the_command_s(
     call: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:

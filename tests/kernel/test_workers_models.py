@@ -187,6 +187,17 @@ async def test_a_hanging_execution_is_ended_by_the_limit(load: Load, ask: Ask) -
     assert rows(await model.infer(ask(4))) == [[8]]
 
 
+async def test_a_hanging_thread_is_left_behind(load: Load, ask: Ask) -> None:
+    model = await load(parameter("WORKER", "thread") + parameter("EXECUTION_TIMEOUT_SECS", "0.2"))
+    with capture_logs(), pytest.raises(Unavailable) as caught:
+        await model.infer(ask(deed("hang")))
+    assert str(caught.value) == (
+        "the threads of model 'odd' were given up: an execution took longer than 0.2 seconds"
+    )
+    await until(lambda: serves(model))
+    assert rows(await model.infer(ask(4))) == [[8]]
+
+
 @pytest.mark.parametrize(
     ("more", "kind", "text"),
     [

@@ -156,7 +156,7 @@ class Loader:
 
     async def close(self) -> None:
         """End the fork servers; every model has been stopped."""
-        await asyncio.to_thread(self._forks.close)
+        await self._forks.close()
 
 
 def _worker_kind(config: ModelConfig, backend: BackendType) -> WorkerKind:

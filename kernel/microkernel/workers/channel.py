@@ -129,16 +129,24 @@ class LoopChannel:
             return
         except OSError:
             data = b""
-        if not data:
+        try:
+            messages = self._received(data)
+        except (EOFError, ValueError):  # a peer that speaks nonsense is as good as gone
             self.close()
             self._on_closed()
             return
-        if not self._incoming and (message := whole_message(data)) is not None:
-            self._on_message(*message)
-            return
-        self._incoming += data
-        for kind, body in split_messages(self._incoming):
+        for kind, body in messages:
             self._on_message(kind, body)
+
+    def _received(self, data: bytes) -> Sequence[tuple[Kind, bytes]]:
+        """The messages that are complete now. Raises EOFError at the end of the channel and
+        ValueError for a message of an unknown kind."""
+        if not data:
+            raise EOFError
+        if not self._incoming and (message := whole_message(data)) is not None:
+            return (message,)
+        self._incoming += data
+        return list(split_messages(self._incoming))
 
     def close(self) -> None:
         """Close the channel; the peer sees the end."""

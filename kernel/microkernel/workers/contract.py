@@ -72,7 +72,8 @@ class Worker(Protocol):
         ...
 
     def kill(self, reason: str) -> None:
-        """End the worker at once, as if it had died of `reason`; a thread cannot be ended."""
+        """End the worker at once, as if it had died of `reason`; what cannot be ended is left
+        behind."""
         ...
 
     async def stop(self) -> None:

@@ -78,10 +78,13 @@ class _ForkServer:
             exit_code.set_result(-signal.SIGKILL)  # its children end with it
         self._exits.clear()
 
-    def close(self) -> None:
-        """End the fork server; its workers have ended."""
+    def hang_up(self) -> None:
+        """Tell the fork server to end; its workers have ended."""
         self._channel.close()
         self._ready.cancel()
+
+    def wait(self) -> None:
+        """Wait until it has ended; blocks, and needs no loop."""
         try:
             self._process.wait(timeout=2)
         except subprocess.TimeoutExpired:
@@ -116,17 +119,21 @@ class ForkServers:
         key = (preload, environment)
         server = self._servers.get(key)
         if server is not None and not server.alive:
-            server.close()
+            server.hang_up()
+            server.wait()  # it was killed
             server = None
         if server is None:
             server = self._servers[key] = _start(preload, dict(environment))
         return server
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """End every fork server."""
-        for server in self._servers.values():
-            server.close()
+        servers = list(self._servers.values())
         self._servers.clear()
+        for server in servers:
+            server.hang_up()
+        for server in servers:
+            await asyncio.to_thread(server.wait)
 
 
 def _start(preload: Sequence[str], environment: dict[str, str]) -> _ForkServer:

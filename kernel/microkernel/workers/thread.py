@@ -10,6 +10,8 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 import structlog
@@ -17,7 +19,7 @@ import structlog
 from microkernel.backend import Backend, Instance, Model, Placement
 from microkernel.batch import Batch
 from microkernel.config.model import ModelConfig
-from microkernel.errors import MicrokernelError
+from microkernel.errors import MicrokernelError, Unavailable
 from microkernel.request import InferRequest, Outcome
 from microkernel.stats import Execution
 from microkernel.workers import descriptors
@@ -53,6 +55,16 @@ class _Homecoming:
             self._loop.call_soon(done, result)
 
 
+@dataclass(slots=True, eq=False)
+class _Order:
+    """A batch on its way through an instance."""
+
+    requests: Sequence[InferRequest]
+    sizes: Sequence[int]
+    done: Done
+    start: int
+
+
 class ThreadInstance:
     """One instance on a thread of the server process."""
 
@@ -61,8 +73,9 @@ class ThreadInstance:
         self._placement = placement
         self._schema = schema
         self._home = home
-        self._orders: queue.SimpleQueue[tuple[Sequence[InferRequest], Sequence[int], Done] | None]
-        self._orders = queue.SimpleQueue()
+        self._orders: queue.SimpleQueue[_Order | None] = queue.SimpleQueue()
+        self._running: _Order | None = None
+        self._left_behind = False
         self._loop = asyncio.get_running_loop()
         self._thread: threading.Thread | None = None
 
@@ -77,40 +90,67 @@ class ThreadInstance:
 
     def execute(self, requests: Sequence[InferRequest], sizes: Sequence[int], done: Done) -> None:
         """See `WorkerInstance.execute`."""
-        self._orders.put((requests, sizes, done))
+        self._running = _Order(requests, sizes, done, time.monotonic_ns())
+        self._orders.put(self._running)
+
+    def fail(self, error: MicrokernelError) -> None:
+        """Answer the running batch, if there is one, with an error, and leave its thread behind:
+        what it brings later is dropped."""
+        if self._running is not None:
+            order, self._running, self._left_behind = self._running, None, True
+            order.done(_failed(order, error))
 
     def stop(self) -> None:
-        """Close the instance and end the thread; blocks until it has."""
+        """Close the instance and end the thread; blocks until it has, unless it was left behind."""
         self._orders.put(None)
-        if self._thread is not None:
+        if self._thread is not None and not self._left_behind:
             self._thread.join()
 
     def _serve(self, model: Model, made: "asyncio.Future[None]") -> None:
         try:
             instance = model.instance(self._placement)
         except (Exception, SystemExit) as error:  # noqa: BLE001 - goes to who starts the model
-            self._loop.call_soon_threadsafe(made.set_exception, as_error(error))
+            self._loop.call_soon_threadsafe(_settle, made, as_error(error))
             return
-        self._loop.call_soon_threadsafe(made.set_result, None)
+        self._loop.call_soon_threadsafe(_settle, made, None)
         while (order := self._orders.get()) is not None:
-            requests, sizes, done = order
-            self._home.bring(done, self._execute(instance, requests, sizes))
+            self._home.bring(partial(self._finished, order), self._execute(instance, order))
         try:
             instance.close()
         except Exception:
             log.exception("closing an instance failed", instance=self.name)
 
-    def _execute(
-        self, instance: Instance, requests: Sequence[InferRequest], sizes: Sequence[int]
-    ) -> Result:
-        times = Execution(time.monotonic_ns(), 0, 0, 0)
-        batch = _batch(requests, sizes, self._schema)
-        times.input_end = time.monotonic_ns()
-        outcomes = run(instance, batch, self._schema)
-        times.output_start = time.monotonic_ns()
-        answers = [_kept(outcome) for outcome in outcomes]
+    def _finished(self, order: _Order, result: Result) -> None:
+        if self._running is order:
+            self._running = None
+            order.done(result)
+
+    def _execute(self, instance: Instance, order: _Order) -> Result:
+        times = Execution(order.start, 0, 0, 0)
+        try:
+            batch = _batch(order.requests, order.sizes, self._schema)
+            times.input_end = time.monotonic_ns()
+            outcomes = run(instance, batch, self._schema)
+            times.output_start = time.monotonic_ns()
+            answers = [_kept(outcome) for outcome in outcomes]
+        except MemoryError as error:
+            return _failed(order, Unavailable(f"no memory for a batch of '{self.name}': {error}"))
         times.end = time.monotonic_ns()
         return Result(times, answers)
+
+
+def _settle(made: "asyncio.Future[None]", error: MicrokernelError | None) -> None:
+    if made.done():
+        return  # nobody waits any more
+    if error is None:
+        made.set_result(None)
+    else:
+        made.set_exception(error)
+
+
+def _failed(order: _Order, error: MicrokernelError) -> Result:
+    now = time.monotonic_ns()
+    return Result(Execution(order.start, now, now, now), [error] * len(order.requests))
 
 
 def _batch(requests: Sequence[InferRequest], sizes: Sequence[int], schema: Schema) -> Batch:
@@ -138,6 +178,7 @@ class ThreadWorker:
         self._backend: Backend | None = None
         self._model: Model | None = None
         self._instances: list[ThreadInstance] = []
+        self._lost: Lost = lambda _: None
 
     async def complete(self, config: ModelConfig) -> ModelConfig:
         """See `Worker.complete`."""
@@ -166,11 +207,15 @@ class ThreadWorker:
         return self._backend
 
     def watch(self, lost: Lost) -> None:
-        """A thread does not die by itself."""
+        """See `Worker.watch`; a thread is lost only when it is given up."""
+        self._lost = lost
 
     def kill(self, reason: str) -> None:
-        """A thread cannot be ended: the fault is logged and the instance stays busy."""
-        log.error("a thread worker cannot be ended", model=self._hosted.model, reason=reason)
+        """A thread cannot be ended: its batch is answered, and it is left behind."""
+        error = Unavailable(f"the threads of model '{self._hosted.model}' were given up: {reason}")
+        self._lost(error)  # first, so that no further batch comes here
+        for instance in self._instances:
+            instance.fail(error)
 
     async def stop(self) -> None:
         """See `Worker.stop`."""
