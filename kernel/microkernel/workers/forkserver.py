@@ -16,7 +16,7 @@ import sys
 import traceback
 import warnings
 
-from microkernel.workers import wire
+from microkernel.workers import child, wire
 from microkernel.workers.channel import BlockingChannel
 from microkernel.workers.wire import Kind
 
@@ -100,9 +100,7 @@ class ForkServer:
                 end.close()
             _first_to_go()
             _reseed()
-            from microkernel.workers.child import main  # noqa: PLC0415 - after the fork
-
-            main(socket.socket(fileno=descriptor))
+            child.main(socket.socket(fileno=descriptor))
             code = 0
         except BaseException:  # noqa: BLE001 - the process ends here, whatever it was
             traceback.print_exc()
