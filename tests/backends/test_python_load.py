@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import sys
 import textwrap
 from collections.abc import Callable, Iterator
@@ -136,6 +137,24 @@ def test_a_reload_in_the_same_process_sees_the_new_file(
         with pytest.raises(Internal, match=f"ValueError: {text}\n"):
             model.instance(PLACEMENT).execute(make_batch([{"A": ONE}]))
         model.unload()
+
+
+def test_code_of_the_same_size_and_second_is_the_new_one(
+    write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    for value in ("1", "2"):
+        folder = write(
+            f"""
+            class TritonPythonModel:
+                def initialize(self, args):
+                    raise ValueError("value {value}")
+            """
+        )
+        os.utime(folder / "model.py", (1_000_000_000, 1_000_000_000))
+        with pytest.raises(Internal, match=f"value {value}"):
+            start(folder)
+    assert not (folder / "__pycache__").exists()
 
 
 def test_a_copy_of_the_utilities_beside_the_model_is_not_taken(write: Write) -> None:

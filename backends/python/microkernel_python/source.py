@@ -11,7 +11,7 @@ import importlib.util
 import os
 import sys
 import types
-from importlib.machinery import PathFinder
+from importlib.machinery import PathFinder, SourceFileLoader
 from pathlib import Path
 
 from microkernel import Internal, InvalidArgument, ModelConfig
@@ -90,16 +90,26 @@ def _extend_path(folder: Path) -> None:
     importlib.invalidate_caches()
 
 
+class _FromSource(SourceFileLoader):
+    """Compiles the file each time. Python's own cache would run the old code of a model that was
+    written twice within a second at the same size, and would put files beside the model."""
+
+    def get_code(self, fullname: str) -> types.CodeType:
+        """The code of the file as it is now."""
+        code: types.CodeType = self.source_to_code(self.get_data(self.path), self.path)
+        return code
+
+
 def _import_file(path: Path, folder: Path) -> types.ModuleType:
     _utilities()
     package = _package(folder)
     name = f"{folder.name}.{path.stem}"
-    spec = importlib.util.spec_from_file_location(name, path)
+    loader = _FromSource(name, str(path))
+    spec = importlib.util.spec_from_file_location(name, path, loader=loader)
     assert spec is not None
-    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
-    spec.loader.exec_module(module)
+    loader.exec_module(module)
     setattr(package, path.stem, module)
     return module
 
