@@ -5,8 +5,8 @@ process boundary.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import TypeAlias
+from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 from microkernel.errors import InvalidArgument, MicrokernelError
 from microkernel.tensor import Tensor
@@ -14,13 +14,24 @@ from microkernel.tensor import Tensor
 Parameter: TypeAlias = bool | int | float | str
 Parameters: TypeAlias = Mapping[str, Parameter]
 
-NO_PARAMETERS: Parameters = {}
-NO_CLASSIFICATIONS: Mapping[str, int] = {}
+
+class _Nothing(dict[str, Any]):
+    """The empty mapping as the default of a field, for which it must be hashable. A factory in its
+    place would be called several times for every request."""
+
+    __slots__ = ()
+
+    def __hash__(self) -> int:  # type: ignore[override]  # dict declares it None
+        return 0
+
+
+NO_PARAMETERS: Parameters = _Nothing()
+NO_CLASSIFICATIONS: Mapping[str, int] = _Nothing()
 LATEST = -1
 """As a version: the highest one that is ready."""
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Sequence:
     """Which sequence a request belongs to, and whether it opens or closes it. An id of 0 or ""
     means none."""
@@ -42,7 +53,7 @@ class RegionPart:
     offset: int = 0
 
 
-NO_PARTS: Mapping[str, RegionPart] = {}
+NO_PARTS: Mapping[str, RegionPart] = _Nothing()
 
 
 @dataclass(slots=True)
@@ -61,13 +72,13 @@ class InferRequest:
     version: int = LATEST
     id: str = ""
     outputs: tuple[str, ...] = ()
-    parameters: Parameters = field(default_factory=lambda: NO_PARAMETERS)
+    parameters: Parameters = NO_PARAMETERS
     priority: int = 0
     timeout_us: int = 0
-    sequence: Sequence = field(default_factory=lambda: NO_SEQUENCE)
-    classifications: Mapping[str, int] = field(default_factory=lambda: NO_CLASSIFICATIONS)
-    shared_inputs: Mapping[str, RegionPart] = field(default_factory=lambda: NO_PARTS)
-    shared_outputs: Mapping[str, RegionPart] = field(default_factory=lambda: NO_PARTS)
+    sequence: Sequence = NO_SEQUENCE
+    classifications: Mapping[str, int] = NO_CLASSIFICATIONS
+    shared_inputs: Mapping[str, RegionPart] = NO_PARTS
+    shared_outputs: Mapping[str, RegionPart] = NO_PARTS
 
     def input(self, name: str) -> Tensor | None:
         """The input of that name, None where the request leaves it out."""
@@ -86,8 +97,8 @@ class InferResponse:
     version: int
     id: str
     outputs: tuple[Tensor, ...]
-    parameters: Parameters = field(default_factory=lambda: NO_PARAMETERS)
-    shared_outputs: Mapping[str, RegionPart] = field(default_factory=lambda: NO_PARTS)
+    parameters: Parameters = NO_PARAMETERS
+    shared_outputs: Mapping[str, RegionPart] = NO_PARTS
 
 
 Outcome: TypeAlias = InferResponse | MicrokernelError

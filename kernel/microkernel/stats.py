@@ -40,13 +40,15 @@ class Compute:
 
     def add(self, times: "Execution", count: int = 1) -> None:
         """Charge an execution `count` times."""
-        for part, ns in (
-            (self.compute_input, times.input_end - times.start),
-            (self.compute_infer, times.output_start - times.input_end),
-            (self.compute_output, times.end - times.output_start),
-        ):
-            part.count += count
-            part.ns += ns * count
+        part = self.compute_input
+        part.count += count
+        part.ns += (times.input_end - times.start) * count
+        part = self.compute_infer
+        part.count += count
+        part.ns += (times.output_start - times.input_end) * count
+        part = self.compute_output
+        part.count += count
+        part.ns += (times.end - times.output_start) * count
 
 
 @dataclass(slots=True)

@@ -154,7 +154,7 @@ def test_code_of_the_same_size_and_second_is_the_new_one(
         os.utime(folder / "model.py", (1_000_000_000, 1_000_000_000))
         with pytest.raises(Internal, match=f"value {value}"):
             start(folder)
-    assert not (folder / "__pycache__").exists()
+        assert not (folder / "__pycache__").exists()
 
 
 def test_a_copy_of_the_utilities_beside_the_model_is_not_taken(write: Write) -> None:

@@ -179,8 +179,8 @@ def test_an_execute_message_names_its_blocks() -> None:
 def test_inputs_begin_at_aligned_places(made: tuple[Schema, list[InferRequest]]) -> None:
     schema, requests = made
     plan = descriptors.plan(requests, schema)
-    assert all(offset % 64 == 0 for _, offset in plan.inputs)
-    assert [schema.inputs[i][0] for i, _ in plan.inputs] == [t.name for t in requests[0].inputs]
+    assert all(offset % 64 == 0 for offset in plan.starts)
+    assert [schema.inputs[i][0] for i in plan.indices] == [t.name for t in requests[0].inputs]
 
 
 errors = st.builds(

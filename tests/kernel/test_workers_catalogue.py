@@ -1,11 +1,12 @@
 """Loading all models of repositories, and taking them down again."""
 
 import asyncio
+import gc
 import json
 import os
 import shutil
 import textwrap
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -273,31 +274,45 @@ async def test_a_failing_reload_keeps_what_serves(site: Site, ask: Ask) -> None:
 async def test_a_configuration_that_comes_along_sticks(site: Site) -> None:
     add(site.one, "odd")
     await site.catalogue.load("odd")
-    await site.catalogue.load("odd", override(8))
+    await site.catalogue.load("odd", override(5))
     await site.catalogue.load("odd", override(3))
-    await site.catalogue.load("odd")
+    assert site.table.find("odd").config.max_batch_size == 3
+    await site.catalogue.load("odd")  # nothing has changed on disk
     assert site.table.find("odd").config.max_batch_size == 3
     await site.catalogue.unload("odd")
     await site.catalogue.load("odd")
     assert site.table.find("odd").config.max_batch_size == 8
 
 
-def override(max_batch_size: int, **files: bytes) -> Override:
-    """The configuration of `odd` with another batch size, and files by their path."""
+async def test_files_that_came_along_outlive_a_load_that_fails(site: Site, ask: Ask) -> None:
+    await site.catalogue.load("odd", override(2, {"1/trace": b""}))
+    (trace,) = map(Path, site.traces())
+    with capture_logs(), pytest.raises(LoadFailed):
+        await site.catalogue.load("odd", override(2, {"1/trace": b""}, "load"))
+    gc.collect()
+    assert trace.exists()
+    assert await site.infer(ask(4)) == [[8]]
+
+
+def override(
+    max_batch_size: int, files: Mapping[str, bytes] | None = None, fail: str = ""
+) -> Override:
+    """The configuration of `odd` with another batch size, where it is to fail, and files by their
+    path."""
     document = {
         "backend": "odd",
         "max_batch_size": max_batch_size,
         "input": [{"name": "X", "data_type": "TYPE_INT32", "dims": [-1]}],
         "output": [{"name": "Y", "data_type": "TYPE_INT32", "dims": [-1]}],
-        "parameters": {"WORKER": {"string_value": "thread"}},
+        "parameters": {"WORKER": {"string_value": "thread"}, "FAIL": {"string_value": fail}},
     }
-    made = Override.of(json.dumps(document), files)
+    made = Override.of(json.dumps(document), files or {})
     assert made is not None
     return made
 
 
 async def test_files_that_come_along_need_no_repository(site: Site, ask: Ask) -> None:
-    await site.catalogue.load("odd", override(2, **{"1/trace": b"", "1/deep/file": b"x"}))
+    await site.catalogue.load("odd", override(2, {"1/trace": b"", "1/deep/file": b"x"}))
     assert await site.infer(ask(4)) == [[8]]
     (trace,) = map(Path, site.traces())
     assert trace.stat().st_size
@@ -310,7 +325,7 @@ async def test_files_that_come_along_need_no_repository(site: Site, ask: Ask) ->
 @pytest.mark.parametrize("path", ["../odd2/file", "/etc/file", "1/../../x", ".", ""])
 async def test_files_stay_in_the_model_s_directory(site: Site, path: str) -> None:
     with capture_logs() as logs, pytest.raises(Internal, match="failed to load 'odd'"):
-        await site.catalogue.load("odd", override(2, **{path: b""}))
+        await site.catalogue.load("odd", override(2, {path: b""}))
     assert any("file override" in entry["reason"] for entry in logs)
 
 

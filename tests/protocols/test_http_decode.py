@@ -14,7 +14,6 @@ from microkernel import (
     Internal,
     InvalidArgument,
     MicrokernelError,
-    NotFound,
     Sequence,
 )
 from microkernel_http.decode import (
@@ -275,11 +274,6 @@ ONE_OF = (
             "Please use the binary data format for input X",
         ),
         (
-            {"inputs": [entry(data=..., parameters={"shared_memory_region": "r"})]},
-            NotFound,
-            "Unable to find shared memory region: 'r'",
-        ),
-        (
             {"inputs": [entry(data=..., parameters={"binary_data_size": 12})]},
             InvalidArgument,
             "unexpected size for input 'X', expecting 12 additional bytes for model 'm'",
@@ -299,11 +293,6 @@ ONE_OF = (
             {"inputs": [], "outputs": [{"name": "A", "parameters": {"classification": -1}}]},
             Internal,
             "Unable to parse 'classification': attempt to access JSON non-unsigned-integer",
-        ),
-        (
-            {"inputs": [], "outputs": [{"name": "A", "parameters": {"shared_memory_region": "r"}}]},
-            NotFound,
-            "Unable to find shared memory region: 'r'",
         ),
         ({"id": 7, "inputs": []}, Internal, "Unable to parse 'id': attempt to access JSON non-str"),
         ({"parameters": 1}, Internal, "Unable to parse 'parameters': attempt to access JSON non-o"),

@@ -77,8 +77,8 @@ def test_paths_that_name_a_repository(target: str, repository: str) -> None:
     [
         ("GET", "/v2/systemsharedmemory/status", Endpoint.REGION_STATUS, "system", ""),
         ("GET", "/v2/cudasharedmemory/region/a%20b/status", Endpoint.REGION_STATUS, "cuda", "a b"),
-        ("POST", "/v2/cudasharedmemory/region/r/register", Endpoint.REGION_CHANGE, "cuda", "r"),
-        ("POST", "/v2/systemsharedmemory/unregister", Endpoint.REGION_CHANGE, "system", ""),
+        ("POST", "/v2/cudasharedmemory/region/r/register", Endpoint.REGION_REGISTER, "cuda", "r"),
+        ("POST", "/v2/systemsharedmemory/unregister", Endpoint.REGION_UNREGISTER, "system", ""),
     ],
 )
 def test_paths_of_shared_memory(

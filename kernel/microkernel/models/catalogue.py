@@ -27,11 +27,12 @@ log = structlog.get_logger()
 @dataclass(frozen=True, slots=True)
 class _Source:
     """What a model was last loaded from: a directory, the fingerprint of what was in it, and the
-    files that came with the request, if they did."""
+    files that came with the request, None where none did. A configuration that came along does not
+    count: it stays in force until the directory changes or the model is unloaded."""
 
     directory: Path
     fingerprint: int
-    unpacked: Unpacked | None
+    unpacked: Unpacked | None = None
 
     def close(self) -> None:
         """Remove files that came with the request."""
@@ -55,6 +56,7 @@ class Catalogue:
         self._loads = asyncio.Semaphore(max(1, threads))
         self._locks: dict[str, asyncio.Lock] = {}
         self._sources: dict[str, _Source] = {}
+        self._failed: set[str] = set()
         self._loading: set[asyncio.Task[None]] = set()
         self._retiring: dict[asyncio.Task[None], ModelVersion] = {}
 
@@ -100,9 +102,10 @@ class Catalogue:
             try:
                 await self._load(name, source, override)
             except BaseException:
-                source.close()
-                self._sources.pop(name, None)  # the next load tries again
+                source.close()  # what serves, and what it was loaded from, stay
+                self._failed.add(name)  # the next load tries again, changed or not
                 raise
+            self._failed.discard(name)
             previous = self._sources.get(name)
             self._sources[name] = source
             if previous is not None:
@@ -119,10 +122,11 @@ class Catalogue:
         if name not in found.models:
             raise InvalidArgument(f"there is no model '{name}' in any repository")
         directory = found.models[name]
-        return _Source(directory, fingerprint(directory), None)
+        return _Source(directory, fingerprint(directory))
 
     def _is_loaded(self, name: str, source: _Source) -> bool:
-        return self._sources.get(name) == source and bool(self._table.ready_versions(name))
+        unchanged = self._sources.get(name) == source and name not in self._failed
+        return unchanged and bool(self._table.ready_versions(name))
 
     def _refuse(self, name: str, error: MicrokernelError) -> None:
         log.error("model cannot be loaded", model=name, reason=str(error))

@@ -18,7 +18,7 @@ _NOTE = (
 )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Checked:
     """A request ready to run: its inputs in configuration order and in the backend's shapes, its
     batch size, and the key that requests must share to run together."""
@@ -36,17 +36,6 @@ class _Input:
     optional: bool
     varies: bool
     reshaper: Reshaper | None
-
-    def holds(self, tensor: Tensor) -> bool:
-        """Whether type, shape and size are right; False for BYTES, whose elements must be read."""
-        shape, expected = tensor.shape, self.datatype.size
-        if tensor.datatype is not self.datatype or len(shape) != len(self.dims) or not expected:
-            return False
-        for size, dim in zip(shape, self.dims, strict=True):
-            if dim not in (-1, size) or size < 0:
-                return False
-            expected *= size
-        return expected == len(tensor.data)
 
 
 class RequestChecker:
@@ -76,13 +65,25 @@ class RequestChecker:
         where a closer look is needed. This is the hot path: one pass over the inputs."""
         if len(inputs) != len(self._inputs):
             return 0
-        batch = inputs[0].shape[0] if self._largest > 0 and inputs and inputs[0].shape else 1
+        batches = self._largest > 0
+        batch = inputs[0].shape[0] if batches and inputs and inputs[0].shape else 1
         if batch > self._largest > 0:
             return 0
-        for tensor, entry in zip(inputs, self._inputs, strict=True):
-            if tensor.name != entry.name or not entry.holds(tensor):
+        for tensor, entry in zip(inputs, self._inputs):  # noqa: B905 - as long as each other
+            shape, datatype = tensor.shape, tensor.datatype
+            if (
+                tensor.name != entry.name
+                or datatype is not entry.datatype
+                or len(shape) != len(entry.dims)
+                or (batches and shape[0] != batch)
+            ):
                 return 0
-            if self._largest > 0 and tensor.shape[0] != batch:
+            expected = datatype.size  # 0 for BYTES, whose elements must be read
+            for size, dim in zip(shape, entry.dims):  # noqa: B905 - as long as each other
+                if size != dim and (dim != -1 or size < 0):
+                    return 0
+                expected *= size
+            if not expected or expected != len(tensor.data):
                 return 0
         return batch
 
@@ -242,14 +243,13 @@ class RequestChecker:
 
     def _key(self, inputs: Sequence[Tensor]) -> Hashable:
         """Variable inputs must agree in shape, and optional inputs in presence."""
-        skip = 1 if self._largest > 0 else 0
-        if not self._varying:
-            shapes: tuple[Shape, ...] = ()
-        else:
-            shapes = tuple(t.shape[skip:] for t in inputs if t.name in self._varying)
+        shapes: tuple[Shape, ...] = ()
+        if self._varying:
+            skip = 1 if self._largest > 0 else 0
+            shapes = tuple([t.shape[skip:] for t in inputs if t.name in self._varying])
         if self._required == len(self._inputs):
             return shapes
-        return (tuple(t.name for t in inputs), shapes)
+        return (tuple([t.name for t in inputs]), shapes)
 
 
 def _input(entry: ModelInput, batch_dims: Shape, reshape: Mapping[str, Reshaper]) -> _Input:

@@ -47,12 +47,15 @@ class Policy(Protocol):
         ...
 
 
+_ONE = Dispatch(1)
+
+
 class OneByOne:
     """The default scheduler's policy: one request is one execution."""
 
     def decide(self, queue: Iterable[Waiting], now: float) -> Decision:
         """The oldest request, now."""
-        return Dispatch(1)
+        return _ONE
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from microkernel.config.model import ModelConfig
 from microkernel.errors import Unavailable
 from microkernel.scheduling.pending import Executor, Pending
-from microkernel.scheduling.policy import Batching, Dispatch, OneByOne, Policy, Wait
+from microkernel.scheduling.policy import Batching, OneByOne, Policy, Wait
 
 
 class QueueScheduler:
@@ -44,8 +44,8 @@ class QueueScheduler:
 
     def wake(self) -> None:
         """Dispatch as long as the executor is idle and the policy says so."""
-        if self._waking:
-            return  # an executor that answers a batch at once; the loop below goes on
+        if self._waking or not self._queue:
+            return  # awake while an executor answers a batch at once; the loop below goes on
         self._waking = True
         try:
             self._dispatch()
@@ -53,14 +53,15 @@ class QueueScheduler:
             self._waking = False
 
     def _dispatch(self) -> None:
-        self._cancel_timer()
-        while self._queue and self._executor.idle():
-            match self._policy.decide(self._queue, self._loop.time()):
-                case Dispatch(count):
-                    self._executor.execute([self._queue.popleft() for _ in range(count)])
-                case Wait(until):
-                    self._timer = self._loop.call_at(until, self.wake)
-                    return
+        if self._timer is not None:
+            self._cancel_timer()
+        queue = self._queue
+        while queue and self._executor.idle():
+            decision = self._policy.decide(queue, self._loop.time())
+            if isinstance(decision, Wait):
+                self._timer = self._loop.call_at(decision.until, self.wake)
+                return
+            self._executor.execute([queue.popleft() for _ in range(decision.count)])
 
     def abandon(self, pending: Pending) -> bool:
         """See `Scheduler.abandon`."""

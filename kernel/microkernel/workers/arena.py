@@ -11,6 +11,7 @@ import os
 import tempfile
 import weakref
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -30,7 +31,7 @@ def block_size(needed: int) -> int:
 
 
 class Block:
-    """A piece of shared memory, mapped here. `view` covers all of it."""
+    """A piece of shared memory, mapped here. `view` and `array` cover all of it."""
 
     def __init__(self, number: int, descriptor: int, size: int) -> None:
         """Map `size` bytes of the file; the descriptor belongs to the block from now on."""
@@ -38,6 +39,7 @@ class Block:
         self.size = size
         self.descriptor = descriptor
         self.view = memoryview(mmap.mmap(descriptor, size))
+        self.array = np.frombuffer(self.view, np.uint8)
 
     @classmethod
     def create(cls, number: int, size: int) -> "Block":
@@ -48,6 +50,7 @@ class Block:
         """Give the memory back; what is still viewed stays mapped until the last view is gone."""
         os.close(self.descriptor)
         self.view = memoryview(b"")
+        self.array = np.frombuffer(self.view, np.uint8)
 
 
 def _anonymous_file(size: int) -> int:
@@ -101,17 +104,18 @@ class BlockPool:
             block.close()
             return
         self._free.append(block)
-        self._free.sort(key=lambda b: b.size)
+        if len(self._free) > 1:
+            self._free.sort(key=lambda b: b.size)
         if len(self._free) > self.KEPT:
             self._retire(self._free.pop(0))
 
     def lease(self, block: Block) -> memoryview:
         """A view of the block that gives it back when the last view made from it is gone."""
-        owner = np.frombuffer(block.view, np.uint8)
-        self._leases[block.number] = weakref.ref(owner, lambda _: self._returned(block))
+        owner = block.array[:]  # an object of its own, which only the views keep alive
+        self._leases[block.number] = weakref.ref(owner, partial(self._returned, block))
         return owner.data
 
-    def _returned(self, block: Block) -> None:
+    def _returned(self, block: Block, _: object) -> None:
         del self._leases[block.number]
         self.give_back(block)
 

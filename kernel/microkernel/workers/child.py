@@ -25,7 +25,7 @@ from microkernel.workers.channel import BlockingChannel
 from microkernel.workers.descriptors import Schema
 from microkernel.workers.hosting import make_backend, settings_from_json
 from microkernel.workers.runner import as_error, run, unload
-from microkernel.workers.wire import Kind
+from microkernel.workers.wire import EXECUTE, Kind
 
 log = logging.getLogger("microkernel.worker")
 
@@ -82,7 +82,7 @@ class _InstanceLoop:
         """The next EXECUTE message or answer to NEED; blocks are mapped and unmapped on the way."""
         while (message := self._channel.receive()) is not None:
             kind, body = message
-            if kind is Kind.EXECUTE:
+            if kind is EXECUTE:
                 return body
             self._housekeep(kind, body)
         return None

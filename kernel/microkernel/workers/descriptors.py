@@ -9,7 +9,7 @@ know. Pure: bytes in, plain data out.
 import functools
 import json
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from microkernel.batch import Batch
@@ -20,9 +20,10 @@ from microkernel.request import Sequence as Seq
 from microkernel.stats import Execution
 from microkernel.tensor import BY_CONFIG_NAME, BY_NUMBER, DataType, Tensor
 from microkernel.workers.arena import aligned
-from microkernel.workers.wire import Kind, frame
+from microkernel.workers.wire import EXECUTE, HEADER, RESULT, Kind
 
 _COUNT = struct.Struct("<I")
+_WRONG_LENGTH = "a descriptor is not as long as it says"
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,25 +47,28 @@ class Schema:
 @dataclass(slots=True)
 class Plan:
     """Where the inputs of a batch lie in the input block: per input its position in the
-    configuration and its offset; `requests` with their inputs in configuration order."""
+    configuration (`indices`) and its offset (`starts`); `requests` with their inputs in
+    configuration order."""
 
     requests: Sequence[InferRequest]
-    inputs: Sequence[tuple[int, int]]
+    indices: Sequence[int]
+    starts: Sequence[int]
     total: int
 
 
 def plan(requests: Sequence[InferRequest], schema: Schema) -> Plan:
     """Lay out a batch whose requests all have the same inputs in configuration order."""
-    position, inputs = 0, []
-    for column, index in enumerate(_columns(requests[0], schema)):
-        inputs.append((index, position))
+    indices = _indices(requests[0], schema)
+    position, starts = 0, []
+    for column in range(len(indices)):
+        starts.append(position)
         for request in requests:
             position += len(request.inputs[column].data)
         position = aligned(position)
-    return Plan(requests, inputs, position)
+    return Plan(requests, indices, starts, position)
 
 
-def _columns(request: InferRequest, schema: Schema) -> Sequence[int]:
+def _indices(request: InferRequest, schema: Schema) -> Sequence[int]:
     """The position in the configuration of each of the request's inputs."""
     if len(request.inputs) == len(schema.inputs):
         return range(len(schema.inputs))
@@ -74,7 +78,7 @@ def _columns(request: InferRequest, schema: Schema) -> Sequence[int]:
 
 def gather(plan: Plan, block: memoryview) -> None:
     """Copy every tensor of the batch to its place; the only copy on the way in."""
-    for column, (_, position) in enumerate(plan.inputs):
+    for column, position in enumerate(plan.starts):
         for request in plan.requests:
             data = request.inputs[column].data
             end = position + len(data)
@@ -87,54 +91,66 @@ def _words(count: int) -> struct.Struct:
     return struct.Struct(f"<{count}q")
 
 
+@functools.cache
+def _start(count: int) -> struct.Struct:
+    """A message up to its texts: the header, the number of words, the words."""
+    return struct.Struct(f"{HEADER.format}I{count}q")
+
+
 def _pack(kind: Kind, words: Sequence[int], texts: Sequence[bytes]) -> bytes:
-    count = len(words)
-    return frame(kind, _COUNT.pack(count), _words(count).pack(*words), *texts)
+    count, text = len(words), b"".join(texts) if texts else b""
+    length = _COUNT.size + 8 * count + len(text)
+    return _start(count).pack(length, kind, count, *words) + text
 
 
 def _unpack(body: bytes) -> tuple[tuple[int, ...], int]:
     """The words of a descriptor and where its texts begin."""
     (count,) = _COUNT.unpack_from(body)
-    if count > len(body) // 8:
-        raise ValueError("a descriptor is shorter than it says")
-    return _words(count).unpack_from(body, _COUNT.size), _COUNT.size + 8 * count
+    text = _COUNT.size + 8 * count
+    if text > len(body):
+        raise ValueError(_WRONG_LENGTH)
+    return _words(count).unpack_from(body, _COUNT.size), text
 
 
 def execute_message(
     plan: Plan, sizes: Sequence[int], schema: Schema, blocks: tuple[int, int]
 ) -> bytes:
     """The descriptor of a batch; `blocks` are the numbers of the input and the output block."""
-    words = [*blocks, len(plan.requests), len(plan.inputs)]
+    words = [*blocks, len(plan.requests), len(plan.starts), *plan.indices, *plan.starts, *sizes]
     texts: list[bytes] = []
-    for place in plan.inputs:
-        words += place
-    for request, size in zip(plan.requests, sizes, strict=True):
-        extras = _extras(request)
-        words += (size, len(extras), len(request.outputs))
+    for request in plan.requests:
+        extras, outputs = _extras(request), request.outputs
+        words += (len(extras), len(outputs))
         if extras:
             texts.append(extras)
-        for name in request.outputs:
-            words.append(schema.outputs.index(name))
+        if outputs:
+            words += map(schema.outputs.index, outputs)
         for tensor in request.inputs:
-            words += (len(tensor.data), len(tensor.shape), *tensor.shape)
-    return _pack(Kind.EXECUTE, words, texts)
+            shape = tensor.shape
+            words += (len(tensor.data), len(shape))
+            words += shape
+    return _pack(EXECUTE, words, texts)
 
 
 def _extras(request: InferRequest) -> bytes:
     """What most requests leave at its default, as JSON; nothing at all where they all do."""
+    sequence = request.sequence
+    if not (
+        request.id or request.parameters or sequence.id or request.priority or request.timeout_us
+    ):
+        return b""
     extras: dict[str, object] = {}
     if request.id:
         extras["id"] = request.id
     if request.parameters:
         extras["parameters"] = request.parameters
-    if request.sequence.id:
-        sequence = request.sequence
+    if sequence.id:
         extras["sequence"] = [sequence.id, sequence.start, sequence.end]
     if request.priority:
         extras["priority"] = request.priority
     if request.timeout_us:
         extras["timeout_us"] = request.timeout_us
-    return json.dumps(extras).encode() if extras else b""
+    return json.dumps(extras).encode()
 
 
 def read_blocks(body: bytes) -> tuple[int, int]:
@@ -146,48 +162,45 @@ def read_blocks(body: bytes) -> tuple[int, int]:
 def read_execute(body: bytes, schema: Schema, block: memoryview, model: tuple[str, int]) -> Batch:
     """The batch, its tensors views on the input block. `model` is the name and the version."""
     words, text = _unpack(body)
-    _, _, count, columns = words[:4]
-    indices, starts = words[4 : 4 + 2 * columns : 2], words[5 : 5 + 2 * columns : 2]
-    ends, requests, sizes, i = list(starts), [], [], 4 + 2 * columns
+    count, columns = words[2:4]
+    places, i = 4 + columns, 4 + 2 * columns
+    indices, starts, sizes = words[4:places], words[places:i], words[i : i + count]
+    i += count
+    ends, requests = list(starts), []
     for _ in range(count):
-        size, extras_length, wanted = words[i : i + 3]
-        i += 3 + wanted
-        outputs = tuple([schema.outputs[index] for index in words[i - wanted : i]])
+        extras_length, wanted = words[i : i + 2]
+        i += 2
+        outputs: tuple[str, ...] = ()
+        if wanted:
+            outputs = tuple([schema.outputs[index] for index in words[i : i + wanted]])
+            i += wanted
         tensors = []
-        for column in range(columns):
+        for column, index in enumerate(indices):
             nbytes, rank = words[i : i + 2]
             i += 2 + rank
             start = ends[column]
             ends[column] = end = start + nbytes
-            name, datatype = schema.inputs[indices[column]]
+            name, datatype = schema.inputs[index]
             tensors.append(Tensor(name, datatype, words[i - rank : i], block[start:end]))
-        extras = body[text : text + extras_length]
-        text += extras_length
-        requests.append(_request(model, tuple(tensors), outputs, extras))
-        sizes.append(size)
-    _check_end((i, text), words, body)
+        request = InferRequest(model[0], tuple(tensors), model[1], "", outputs)
+        if extras_length:
+            _fill_in(request, body[text : text + extras_length])
+            text += extras_length
+        requests.append(request)
+    if i != len(words) or text != len(body):
+        raise ValueError(_WRONG_LENGTH)
     return Batch(requests, _stacked(requests, sizes, block, (starts, ends), schema), sizes)
 
 
-def _check_end(read: tuple[int, int], words: Sequence[int], body: bytes) -> None:
-    """Raise ValueError unless all words and all text have been read."""
-    if read != (len(words), len(body)):
-        raise ValueError("a descriptor is not as long as it says")
-
-
-def _request(
-    model: tuple[str, int], inputs: tuple[Tensor, ...], outputs: tuple[str, ...], extras: bytes
-) -> InferRequest:
-    request = InferRequest(model[0], inputs, model[1], outputs=outputs)
-    if extras:
-        given = json.loads(extras)
-        request.id = given.get("id", "")
-        request.parameters = given.get("parameters", NO_PARAMETERS)
-        request.priority = given.get("priority", 0)
-        request.timeout_us = given.get("timeout_us", 0)
-        if "sequence" in given:
-            request.sequence = Seq(*given["sequence"])
-    return request
+def _fill_in(request: InferRequest, extras: bytes) -> None:
+    """Give a request that was just made what `_extras` wrote."""
+    given = json.loads(extras)
+    request.id = given.get("id", "")
+    request.parameters = given.get("parameters", NO_PARAMETERS)
+    request.priority = given.get("priority", 0)
+    request.timeout_us = given.get("timeout_us", 0)
+    if "sequence" in given:
+        request.sequence = Seq(*given["sequence"])
 
 
 def _stacked(
@@ -209,12 +222,11 @@ def _stacked(
 
 def lay_out(plan: Plan, sizes: Sequence[int], schema: Schema, block: memoryview) -> Batch:
     """The batch that was gathered into `block`, for a backend in the same process."""
-    starts = [offset for _, offset in plan.inputs]
     ends = [
         start + sum(len(r.inputs[column].data) for r in plan.requests)
-        for column, start in enumerate(starts)
+        for column, start in enumerate(plan.starts)
     ]
-    stacked = _stacked(plan.requests, sizes, block, (starts, ends), schema)
+    stacked = _stacked(plan.requests, sizes, block, (plan.starts, ends), schema)
     return Batch(plan.requests, stacked, sizes)
 
 
@@ -229,15 +241,18 @@ def place(outcomes: Sequence[Outcome]) -> tuple[list[int], int]:
 
 def write(outcomes: Sequence[Outcome], offsets: Sequence[int], block: memoryview) -> None:
     """Copy every output to its place; the only copy on the way out."""
-    for tensor, start in zip(_tensors(outcomes), offsets, strict=True):
-        if tensor.data:
-            block[start : start + len(tensor.data)] = tensor.data
+    starts = iter(offsets)
+    for tensor in _tensors(outcomes):
+        start, data = next(starts), tensor.data
+        if data:
+            block[start : start + len(data)] = data
 
 
-def _tensors(outcomes: Sequence[Outcome]) -> Iterator[Tensor]:
-    for outcome in outcomes:
-        if not isinstance(outcome, MicrokernelError):
-            yield from outcome.outputs
+def _tensors(outcomes: Sequence[Outcome]) -> Sequence[Tensor]:
+    if len(outcomes) == 1 and not isinstance(outcomes[0], MicrokernelError):
+        return outcomes[0].outputs
+    answered = [o for o in outcomes if not isinstance(o, MicrokernelError)]
+    return [tensor for outcome in answered for tensor in outcome.outputs]
 
 
 def result_message(
@@ -252,14 +267,16 @@ def result_message(
             texts.append(json.dumps([outcome.code, str(outcome)]).encode())
             words += (1, len(texts[-1]), 0)
             continue
-        extras = json.dumps(dict(outcome.parameters)).encode() if outcome.parameters else b""
-        texts.append(extras)
+        parameters = outcome.parameters
+        extras = json.dumps(dict(parameters)).encode() if parameters else b""
         words += (0, len(extras), len(outcome.outputs))
+        if extras:
+            texts.append(extras)
         for tensor in outcome.outputs:
             index, shape = schema.outputs.index(tensor.name), tensor.shape
             words += (index, tensor.datatype.number, next(starts), len(tensor.data), len(shape))
             words += shape
-    return _pack(Kind.RESULT, words, texts)
+    return _pack(RESULT, words, texts)
 
 
 @dataclass(slots=True)
@@ -289,8 +306,10 @@ def read_result(
     for _ in range(count):
         failed, extras_length, outputs = words[i : i + 3]
         i += 3
-        extras = body[text : text + extras_length]
-        text += extras_length
+        extras = b""
+        if extras_length:
+            extras = body[text : text + extras_length]
+            text += extras_length
         if failed:
             answers.append(_error(extras))
             continue
@@ -301,5 +320,6 @@ def read_result(
             shape, data = words[i - rank : i], block[at : at + nbytes]
             tensors.append(Tensor(schema.outputs[index], BY_NUMBER[number], shape, data))
         answers.append(Answer(tuple(tensors), json.loads(extras) if extras else NO_PARAMETERS))
-    _check_end((i, text), words, body)
+    if i != len(words) or text != len(body):
+        raise ValueError(_WRONG_LENGTH)
     return Execution(start, input_end, output_start, end), answers

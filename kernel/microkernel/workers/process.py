@@ -27,7 +27,7 @@ from microkernel.workers.contract import Done, Hosted, Lost, Result
 from microkernel.workers.descriptors import Plan, Schema
 from microkernel.workers.hosting import settings_to_json
 from microkernel.workers.spawning import ForkServers, Spawned
-from microkernel.workers.wire import Kind
+from microkernel.workers.wire import NEED, Kind
 
 log = structlog.get_logger()
 
@@ -99,7 +99,7 @@ class ProcessInstance:
 
     def _message(self, kind: Kind, body: bytes) -> None:
         try:
-            if kind is Kind.NEED:
+            if kind is NEED:
                 self._lend(wire.read_need(body))
                 return
             result = self._result(body)

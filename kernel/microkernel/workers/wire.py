@@ -6,14 +6,15 @@ plain data out. The bodies that describe batches are in `descriptors`.
 
 import json
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from enum import IntEnum
 
-_HEADER = struct.Struct("<IB")
+HEADER = struct.Struct("<IB")
+"""The length of the body and the kind."""
 _MAP = struct.Struct("<IQ")
 _UNMAP = struct.Struct("<I")
 _SIZE = struct.Struct("<Q")
-HEADER_SIZE = _HEADER.size
+HEADER_SIZE = HEADER.size
 
 
 class Kind(IntEnum):
@@ -33,9 +34,15 @@ class Kind(IntEnum):
     EXITED = 12  # a worker has ended
 
 
+EXECUTE, RESULT, NEED = Kind.EXECUTE, Kind.RESULT, Kind.NEED
+"""The kinds of every batch; to read a member off its class takes a call in Python 3.11."""
+_KINDS: Mapping[int, Kind] = {kind.value: kind for kind in Kind}
+"""`Kind(number)` costs more than all else about a header; it is left to refuse what is unknown."""
+
+
 def frame(kind: Kind, *parts: bytes) -> bytes:
     """A whole message."""
-    return _HEADER.pack(sum(map(len, parts)), kind) + b"".join(parts)
+    return HEADER.pack(sum(map(len, parts)), kind) + b"".join(parts)
 
 
 def map_message(number: int, size: int) -> bytes:
@@ -61,21 +68,23 @@ def control_message(kind: Kind, document: object) -> bytes:
 def split_messages(buffer: bytearray) -> Iterator[tuple[Kind, bytes]]:
     """Take the whole messages off the front of what was received; a part of one stays."""
     while len(buffer) >= HEADER_SIZE:
-        length, kind = _HEADER.unpack_from(buffer)
+        length, kind = HEADER.unpack_from(buffer)
         end = HEADER_SIZE + length
         if len(buffer) < end:
             return
         body = bytes(buffer[HEADER_SIZE:end])
         del buffer[:end]
-        yield Kind(kind), body
+        yield _KINDS.get(kind) or Kind(kind), body
 
 
 def whole_message(data: bytes) -> tuple[Kind, bytes] | None:
     """The message, where exactly one was received, which is nearly always; else None."""
     if len(data) < HEADER_SIZE:
         return None
-    length, kind = _HEADER.unpack_from(data)
-    return (Kind(kind), data[HEADER_SIZE:]) if len(data) == HEADER_SIZE + length else None
+    length, kind = HEADER.unpack_from(data)
+    if len(data) != HEADER_SIZE + length:
+        return None
+    return _KINDS.get(kind) or Kind(kind), data[HEADER_SIZE:]
 
 
 def read_map(body: bytes) -> tuple[int, int]:

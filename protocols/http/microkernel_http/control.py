@@ -1,11 +1,12 @@
 """The endpoints that change something: loading and unloading, the log, shared memory."""
 
 import asyncio
+import contextlib
 from collections.abc import Mapping
 
 from aiohttp import web
 
-from microkernel import InvalidArgument, Server, Unavailable, Unsupported
+from microkernel import InvalidArgument, Server, SystemRegion, Unavailable, Unsupported
 from microkernel_http.answers import EndpointCall, done_answer, json_answer
 from microkernel_http.body import LARGE, read
 from microkernel_http.control_bodies import (
@@ -13,6 +14,7 @@ from microkernel_http.control_bodies import (
     log_changes,
     log_settings,
     only_ready,
+    system_region,
     unload_dependents,
 )
 from microkernel_http.encode import repository_index
@@ -32,7 +34,8 @@ class Control:
             Endpoint.LOAD: self._load,
             Endpoint.UNLOAD: self._unload,
             Endpoint.LOGGING: self._logging,
-            Endpoint.REGION_CHANGE: self._change_region,
+            Endpoint.REGION_REGISTER: self._register,
+            Endpoint.REGION_UNREGISTER: self._unregister,
         }
 
     async def _index(self, route: Route, request: web.BaseRequest) -> web.StreamResponse:
@@ -65,11 +68,32 @@ class Control:
             raise Unavailable(str(error)) from None  # Triton's class for a wrong format, over HTTP
         return json_answer(log_settings(settings))
 
-    async def _change_region(self, route: Route, request: web.BaseRequest) -> web.StreamResponse:
-        raise Unsupported(
-            "Client shared memory is disabled. Start the server with '--allow-client-shm=true' "
-            "to enable."
-        )
+    async def _register(self, route: Route, request: web.BaseRequest) -> web.StreamResponse:
+        await self._check_shared_memory()
+        if not route.region:
+            raise InvalidArgument(
+                f"'region name' is necessary to register {route.kind} shared memory region"
+            )
+        if route.kind == "cuda":
+            raise InvalidArgument(
+                f"failed to register CUDA shared memory region: '{route.region}', GPUs not "
+                "supported"
+            )
+        region = system_region(route.region, await read(request))
+        await self._server.register_system_shared_memory(region)
+        return done_answer()
+
+    async def _unregister(self, route: Route, request: web.BaseRequest) -> web.StreamResponse:
+        await self._check_shared_memory()
+        if route.kind == "system":
+            await self._server.unregister_system_shared_memory(route.region)
+        return done_answer()
+
+    async def _check_shared_memory(self) -> None:
+        """Raise Unsupported where clients may not use shared memory. The port answers that before
+        it looks at a region, so it is asked for one that can never be registered."""
+        with contextlib.suppress(InvalidArgument):
+            await self._server.register_system_shared_memory(SystemRegion("", "", 0))
 
 
 def _refuse_repository(route: Route) -> None:

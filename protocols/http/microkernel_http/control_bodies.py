@@ -6,8 +6,15 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
-from microkernel import Internal, InvalidArgument, LogChanges, LogSettings, Unsupported
-from microkernel_http.document import MISSING, boolean, member, members, parse, text
+from microkernel import (
+    Internal,
+    InvalidArgument,
+    LogChanges,
+    LogSettings,
+    SystemRegion,
+    Unsupported,
+)
+from microkernel_http.document import MISSING, boolean, member, members, parse, text, unsigned
 
 _FILE = "file:"
 _FLAGS = ("log_info", "log_warning", "log_error")
@@ -69,6 +76,25 @@ def unload_dependents(body: bytes) -> bool:
     """Whether an unload request takes the models along that the model is made of. Raises Internal
     where it says so by anything but a boolean."""
     return boolean(_parameters(body).get("unload_dependents", False), "unload_dependents")
+
+
+def system_region(name: str, body: bytes) -> SystemRegion:
+    """The region that a request wants to be registered as `name`. Raises InvalidArgument for a
+    field that is missing, Internal for a value of the wrong kind."""
+    document = parse(body)
+    key, size, offset = (member(document, field) for field in ("key", "byte_size", "offset"))
+    return SystemRegion(
+        name,
+        text(_necessary(key, "key"), "key"),
+        unsigned(_necessary(size, "byte_size"), "byte_size"),
+        0 if offset is MISSING else unsigned(offset, "offset"),
+    )
+
+
+def _necessary(value: Any, field: str) -> Any:
+    if value is MISSING:
+        raise InvalidArgument(f"Shared memory register request has no '{field}' field")
+    return value
 
 
 def _parameters(body: bytes) -> dict[str, Any]:

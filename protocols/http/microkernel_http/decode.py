@@ -1,7 +1,8 @@
 """The body of an infer request as an `InferRequest`; nothing here knows aiohttp.
 
 A body is a JSON text followed by the raw bytes of each input that announces `binary_data_size`, in
-the order of the inputs. Those inputs become views on the body.
+the order of the inputs. Those inputs become views on the body. An input in shared memory has no
+data of its own.
 """
 
 from collections.abc import Collection, Mapping
@@ -10,16 +11,23 @@ from typing import Any
 
 from microkernel import (
     DATA_TYPES,
+    DataType,
     InferRequest,
     InvalidArgument,
-    NotFound,
+    RegionPart,
     Shape,
     Tensor,
-    element_count,
 )
 from microkernel_http import document as json_document
-from microkernel_http import parameters
-from microkernel_http.document import MISSING, array, boolean, member, required, text, unsigned
+from microkernel_http import parameters, places
+from microkernel_http.document import (
+    MISSING,
+    array,
+    array_member,
+    boolean,
+    text_member,
+    unsigned,
+)
 from microkernel_http.elements import to_raw
 
 MAX_COUNT = (1 << 63) - 1
@@ -80,15 +88,14 @@ def decode(
     wrong form, InvalidArgument for contents that cannot be right.
     """
     check_json_size(length, limits)
-    document = json_document.parse(body if length == len(body) else memoryview(body)[:length])
-    if type(document) is not dict:
-        document = {}
+    view = memoryview(body)
+    document = _members(json_document.parse(view[:length]))
     identity = parameters.identifier(document)
     given = parameters.parameters_of(document)
     custom = parameters.custom_parameters(given)
-    entries = array(required(document, "inputs"), "inputs")
-    inputs = _Inputs(body, length, model_name, limits).read(entries)
-    wanted, forms = _outputs(document, given)
+    entries = array_member(document, "inputs")
+    inputs, shared_inputs = _read_inputs(entries, view, length, model_name, limits)
+    wanted, shared_outputs, forms = _outputs(document, given)
     request = InferRequest(
         model_name,
         inputs,
@@ -96,10 +103,10 @@ def decode(
         identity,
         tuple(wanted),
         custom,
-        parameters.number(given, "priority"),
-        parameters.number(given, "timeout"),
-        parameters.sequence_of(given),
-        classifications={name: count for name, count in wanted.items() if count},
+        *parameters.queueing(given),
+        {name: count for name, count in wanted.items() if count} if wanted else wanted,
+        shared_inputs,
+        shared_outputs,
     )
     return request, forms
 
@@ -113,131 +120,125 @@ def check_json_size(length: int, limits: Limits) -> None:
         )
 
 
-class _Inputs:
-    """Reads the inputs of one request; `_position` is where the next raw data starts."""
-
-    __slots__ = ("_body", "_limits", "_model_name", "_position")
-
-    def __init__(self, body: bytes, start: int, model_name: str, limits: Limits) -> None:
-        self._body = memoryview(body)
-        self._position = start
-        self._model_name = model_name
-        self._limits = limits
-
-    def read(self, entries: list[Any]) -> tuple[Tensor, ...]:
-        inputs = tuple([self._input(entry) for entry in entries])
-        if self._position != len(self._body):
-            raise InvalidArgument(
-                f"unexpected additional input data for model '{self._model_name}'"
-            )
-        return inputs
-
-    def _input(self, entry: Any) -> Tensor:
-        data, size, region = _source(entry)
-        name = text(required(entry, "name"), "name")
-        type_name = text(required(entry, "datatype"), "datatype")
-        shape, count = _shape(name, array(required(entry, "shape"), "shape"))
-        if region is not MISSING:
-            raise no_region(text(region, "shared_memory_region"))
+def _read_inputs(
+    entries: list[Any], body: memoryview, position: int, model_name: str, limits: Limits
+) -> tuple[tuple[Tensor, ...], Mapping[str, RegionPart]]:
+    """The inputs, and where those lie that are in shared memory; the raw data of the others starts
+    at `position`."""
+    tensors, shared, end = [], {}, len(body)
+    for entry in entries:
+        fields = _members(entry)
+        elements, size, part = _source(fields)
+        name = text_member(fields, "name")
+        type_name = text_member(fields, "datatype")
+        shape, count = _shape(name, array_member(fields, "shape"))
         datatype = DATA_TYPES.get(type_name)
         if datatype is None:
             raise InvalidArgument(f"invalid datatype for input {name}")
+        data: bytes | memoryview = b""
         if size is not MISSING:
-            return Tensor(name, datatype, shape, self._take(name, size))
-        if not shape or count == 0:
-            return Tensor(name, datatype, shape, b"")
-        elements = array(data, "data")
-        self._check_size(name, count * datatype.size)
-        raw = to_raw(name, datatype, count, elements)
-        self._check_size(name, len(raw))
-        return Tensor(name, datatype, shape, raw)
-
-    def _take(self, name: str, value: Any) -> memoryview:
-        start, size = self._position, unsigned(value, "binary_data_size")
-        end = start + size
-        if end > len(self._body):
-            raise InvalidArgument(
-                f"unexpected size for input '{name}', expecting {end - len(self._body)} "
-                f"additional bytes for model '{self._model_name}'"
-            )
-        self._position = end
-        return self._body[start:end]
-
-    def _check_size(self, name: str, size: int) -> None:
-        if size > MAX_COUNT:
-            raise InvalidArgument(f"byte size overflow for input '{name}'")
-        if size > self._limits.json_size:
-            raise InvalidArgument(
-                f"JSON input '{name}' has a byte_size of {size} bytes, which exceeds the maximum "
-                f"allowed input size of {self._limits.json_size} bytes. "
-                "Use --http-max-input-size to increase the limit."
-            )
+            start, position = position, position + unsigned(size, "binary_data_size")
+            if position > end:
+                raise InvalidArgument(
+                    f"unexpected size for input '{name}', expecting {position - end} "
+                    f"additional bytes for model '{model_name}'"
+                )
+            data = body[start:position]
+        elif part is not None:
+            shared[name] = part
+        elif shape and count:
+            data = _from_json(name, datatype, count, elements, limits)
+        tensors.append(Tensor(name, datatype, shape, data))
+    if position != end:
+        raise InvalidArgument(f"unexpected additional input data for model '{model_name}'")
+    return tuple(tensors), shared
 
 
-def _source(entry: Any) -> tuple[Any, Any, Any]:
-    """Where an input's data is: `data`, `binary_data_size` and `shared_memory_region`, of which
-    one only is not MISSING."""
-    given = member(entry, "parameters")
-    found = {
-        "data": member(entry, "data"),
-        "binary_data_size": member(given, "binary_data_size"),
-        "shared_memory_region": member(given, "shared_memory_region"),
-    }
-    data, size, region = found.values()
-    if (data is MISSING) + (size is MISSING) + (region is MISSING) == 2:
-        return data, size, region
-    fields = [f"'{field}'" for field, value in found.items() if value is not MISSING]
-    raise InvalidArgument(
+def _from_json(
+    name: str, datatype: DataType, count: int, elements: Any, limits: Limits
+) -> bytes | memoryview:
+    listed = array(elements, "data")
+    _check_size(name, count * datatype.size, limits)
+    raw = to_raw(name, datatype, count, listed)
+    _check_size(name, len(raw), limits)
+    return raw
+
+
+def _check_size(name: str, size: int, limits: Limits) -> None:
+    if size > MAX_COUNT:
+        raise InvalidArgument(f"byte size overflow for input '{name}'")
+    if size > limits.json_size:
+        raise InvalidArgument(
+            f"JSON input '{name}' has a byte_size of {size} bytes, which exceeds the maximum "
+            f"allowed input size of {limits.json_size} bytes. "
+            "Use --http-max-input-size to increase the limit."
+        )
+
+
+def _members(value: Any) -> dict[str, Any]:
+    """The members of an object; none where it is something else."""
+    return value if type(value) is dict else {}
+
+
+def _source(fields: dict[str, Any]) -> tuple[Any, Any, RegionPart | None]:
+    """Where an input's data is: `data` and `binary_data_size`, either of them or both MISSING, and
+    the part of shared memory; there is one of the three."""
+    given = _members(fields.get("parameters"))
+    data = fields.get("data", MISSING)
+    size = given.get("binary_data_size", MISSING)
+    shared = places.REGION in given
+    if (data is MISSING) + (size is MISSING) + (not shared) != 2:
+        raise _not_one_source(data is not MISSING, size is not MISSING, shared)
+    return data, size, places.part(given) if shared else None
+
+
+def _not_one_source(*given: bool) -> InvalidArgument:
+    names = ("data", "binary_data_size", places.REGION)
+    found = [f"'{name}'" for name, there in zip(names, given, strict=True) if there]
+    return InvalidArgument(
         "Input must set only one of the following fields: 'data', 'binary_data_size' in "
         "'parameters', 'shared_memory_region' in 'parameters'. But "
-        + (f"set {' '.join(fields)}" if fields else "no field is set")
+        + (f"set {' '.join(found)}" if found else "no field is set")
     )
 
 
 def _shape(name: str, dims: list[Any]) -> tuple[Shape, int]:
     """The shape and its number of elements."""
-    shape = tuple([unsigned(dim, "shape") for dim in dims])
-    count = element_count(shape)
-    if count > MAX_COUNT or (shape and max(shape) > MAX_COUNT):
+    count = 1
+    for dim in dims:
+        if type(dim) is not int or dim < 0 or dim > MAX_COUNT:
+            unsigned(dim, "shape")
+        if count <= MAX_COUNT or dim == 0:  # a product of any size would take its time
+            count *= dim
+    if count > MAX_COUNT or (count == 0 and max(dims) > MAX_COUNT):
         raise InvalidArgument(
             f"shape for input '{name}' causes total element count to exceed maximum size of "
             f"{MAX_COUNT}"
         )
-    return shape, count
+    return tuple(dims), count
 
 
-def no_region(name: str) -> NotFound:
-    """The error for a shared-memory region; none can be registered."""
-    return NotFound(f"Unable to find shared memory region: '{name}'")
-
-
-def _outputs(document: Any, given: dict[str, Any]) -> tuple[Mapping[str, int], OutputForms]:
-    """The outputs asked for, each with how many classes are wanted of it, 0 for the tensor
-    itself; and how to send them."""
+def _outputs(
+    document: Any, given: dict[str, Any]
+) -> tuple[Mapping[str, int], Mapping[str, RegionPart], OutputForms]:
+    """The outputs asked for, each with how many classes are wanted of it, 0 for the tensor itself;
+    those that go to shared memory; and how to send the others."""
     all_binary = parameters.flag(given, "binary_data_output")
-    listed = document.get("outputs", MISSING)
-    entries = [] if listed is MISSING else array(listed, "outputs")
+    entries = array(document["outputs"], "outputs") if "outputs" in document else []
     if not entries:
-        return {}, ALL_BINARY if all_binary else ALL_JSON
+        return {}, {}, ALL_BINARY if all_binary else ALL_JSON
     wanted: dict[str, int] = {}
+    shared: dict[str, RegionPart] = {}
     binary = []
     for entry in entries:
-        name = text(required(entry, "name"), "name")
+        fields = _members(entry)
+        name = text_member(fields, "name")
         if name in wanted:
             raise InvalidArgument(f"output '{name}' already exists in request")
-        wanted[name], is_binary = _form(parameters.parameters_of(entry))
-        if is_binary:
+        form = parameters.parameters_of(fields)
+        wanted[name] = unsigned(form.get("classification", 0), "classification")
+        if (part := places.output_part(name, form)) is not None:
+            shared[name] = part
+        if boolean(form.get("binary_data", False), "binary_data"):
             binary.append(name)
-    return wanted, OutputForms(binary=binary)
-
-
-def _form(given: dict[str, Any]) -> tuple[int, bool]:
-    """Of the parameters of an output: the number of classes, and whether it goes back as raw
-    bytes."""
-    region = given.get("shared_memory_region", MISSING)
-    if region is not MISSING:
-        raise no_region(text(region, "shared_memory_region"))
-    return (
-        unsigned(given.get("classification", 0), "classification"),
-        boolean(given.get("binary_data", False), "binary_data"),
-    )
+    return wanted, shared, OutputForms(binary=binary)

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, TypeAlias
 
 from microkernel import (
@@ -10,6 +11,7 @@ from microkernel import (
     ModelIndex,
     ModelMetadata,
     ServerMetadata,
+    SystemRegion,
     Tensor,
     TensorMetadata,
 )
@@ -39,39 +41,45 @@ def to_bytes(document: Any) -> bytes:
 
 
 def encode(response: InferResponse, forms: OutputForms) -> Encoded:
-    """The answer to an infer request. Binary outputs are views on the response's data.
+    """The answer to an infer request. Binary outputs are views on the response's data; of outputs
+    in shared memory only type and shape are told.
 
     Raises InvalidArgument for an FP16 or BF16 output that is to be sent as JSON.
     """
     buffers: list[Buffer] = []
-    outputs = [_output(output, forms, buffers) for output in response.outputs]
-    document: dict[str, Any] = {"id": response.id} if response.id else {}
-    document["model_name"] = response.model_name
-    document["model_version"] = str(response.version)
-    if response.parameters:
-        document["parameters"] = dict(response.parameters)
-    document["outputs"] = outputs
-    header = to_bytes(document)
+    outputs = ",".join([_output(output, response, forms, buffers) for output in response.outputs])
+    identity = f'"id":{_dumps(response.id)},' if response.id else ""
+    given = f',"parameters":{_dumps(dict(response.parameters))}' if response.parameters else ""
+    header = (
+        f'{{{identity}"model_name":{_quoted(response.model_name)},'
+        f'"model_version":"{response.version}"{given},"outputs":[{outputs}]}}'
+    ).encode("utf-8", "surrogateescape")
     if not buffers:
         return Encoded(_JSON_ONLY, (header,))
     headers = {"Content-Type": BINARY, HEADER_LENGTH: str(len(header))}
     return Encoded(headers, (header, *buffers))
 
 
-def _output(output: Tensor, forms: OutputForms, buffers: list[Buffer]) -> dict[str, Any]:
-    entry: dict[str, Any] = {
-        "name": output.name,
-        "datatype": output.datatype.name,
-        "shape": output.shape,
-    }
-    if not forms.is_binary(output.name):
-        entry["data"] = to_json(output)
-        return entry
-    size = len(output.data)
-    entry["parameters"] = {"binary_data_size": size}
-    if size:
-        buffers.append(output.data)
-    return entry
+@lru_cache(1024)
+def _quoted(name: str) -> str:
+    """A name as JSON. Those of models and tensors are few and recur."""
+    return _dumps(name)
+
+
+def _output(
+    output: Tensor, response: InferResponse, forms: OutputForms, buffers: list[Buffer]
+) -> str:
+    """An output as JSON, with its data or the size of what is added to `buffers`."""
+    name, data = output.name, output.data
+    shape = ",".join(map(str, output.shape))
+    about = f'"name":{_quoted(name)},"datatype":"{output.datatype.name}","shape":[{shape}]'
+    if name in response.shared_outputs:
+        return f"{{{about}}}"
+    if not forms.is_binary(name):
+        return f'{{{about},"data":{_dumps(to_json(output))}}}'
+    if data:
+        buffers.append(data)
+    return f'{{{about},"parameters":{{"binary_data_size":{len(data)}}}}}'
 
 
 def server_metadata(about: ServerMetadata) -> dict[str, Any]:
@@ -108,4 +116,17 @@ def repository_index(lines: Sequence[ModelIndex]) -> list[dict[str, str]]:
             if value
         }
         for line in lines
+    ]
+
+
+def system_regions(regions: Sequence[SystemRegion]) -> list[dict[str, Any]]:
+    """The answer of the status of shared memory."""
+    return [
+        {
+            "name": region.name,
+            "key": region.key,
+            "offset": region.offset,
+            "byte_size": region.byte_size,
+        }
+        for region in regions
     ]

@@ -13,6 +13,7 @@ from microkernel import (
     InferResponse,
     InvalidArgument,
     MicrokernelError,
+    NotFound,
     Server,
     Unsupported,
 )
@@ -59,11 +60,8 @@ class InferEndpoint:
             return error_answer(error, JSON)
         try:
             response = await self._server.infer(decoded)
-        except InvalidArgument as error:
-            return error_answer(error, JSON)
-        except Unsupported:
-            await self._check_model(route.model, version)
-            raise
+        except (InvalidArgument, NotFound, Unsupported) as error:
+            return await self._refused(decoded, error)
         encoded = encode(response, forms)
         chosen = choose(request.headers.get("Accept-Encoding"))
         if chosen != IDENTITY:
@@ -85,6 +83,16 @@ class InferEndpoint:
             return decode(body, length, model, version, self._limits)
         config = await self._server.model_config(model, version)
         return decode_raw(body, config, model, version, self._limits), ALL_BINARY
+
+    async def _refused(self, request: InferRequest, error: MicrokernelError) -> web.Response:
+        """The answer where the request was at fault; raises what is about the model. A region that
+        is not found is a fault of the request, for Triton looks for it while it reads."""
+        if isinstance(error, InvalidArgument):
+            return error_answer(error, JSON)
+        await self._check_model(request.model_name, request.version)
+        if isinstance(error, NotFound) and (request.shared_inputs or request.shared_outputs):
+            return error_answer(error, JSON)
+        raise error
 
     async def _check_model(self, model: str, version: int) -> None:
         """Raise what Triton would have raised before it looked at the body."""

@@ -13,12 +13,16 @@ RESERVED = frozenset(
     }
 )
 """The keys that are not for the backend."""
-NO_SEQUENCE = Sequence()
+_QUEUE = RESERVED - {"binary_data_output"}
+_NO_PARAMETERS: Parameters = {}
+_NO_QUEUE = (0, 0, Sequence())
 
 
 def custom_parameters(given: dict[str, Any]) -> Parameters:
     """What is not reserved, checked. Raises InvalidArgument for keys that start with `triton_` and
     for values that no parameter can hold."""
+    if RESERVED.issuperset(given):
+        return _NO_PARAMETERS
     return {key: _allowed(key, value) for key, value in given.items() if key not in RESERVED}
 
 
@@ -50,10 +54,15 @@ def _double(value: int) -> float:
         return float("inf") if value > 0 else float("-inf")
 
 
-def sequence_of(given: dict[str, Any]) -> Sequence:
-    """The sequence a request belongs to. Raises Internal for a value of the wrong kind."""
-    if RESERVED.isdisjoint(given):
-        return NO_SEQUENCE
+def queueing(given: dict[str, Any]) -> tuple[int, int, Sequence]:
+    """What the queue of a model looks at: priority, timeout in microseconds and sequence. Raises
+    Internal for a value of the wrong kind."""
+    if _QUEUE.isdisjoint(given):
+        return _NO_QUEUE
+    return _number(given, "priority"), _number(given, "timeout"), _sequence(given)
+
+
+def _sequence(given: dict[str, Any]) -> Sequence:
     identity = given.get("sequence_id", 0)
     if type(identity) is not str:
         identity = _number_id(identity)
@@ -70,24 +79,20 @@ def _number_id(value: Any) -> int:
     return refuse("sequence_id", "string")
 
 
-def number(given: dict[str, Any], key: str) -> int:
-    """A reserved parameter that is an unsigned integer, 0 where it is absent."""
+def _number(given: dict[str, Any], key: str) -> int:
     return unsigned(given.get(key, 0), key)
 
 
 def flag(given: dict[str, Any], key: str) -> bool:
     """A reserved parameter that is a boolean, False where it is absent."""
-    return boolean(given.get(key, False), key)
+    return boolean(given[key], key) if key in given else False
 
 
 def parameters_of(document: Any) -> dict[str, Any]:
     """The member `parameters` of an object, empty where it is absent."""
-    given = document.get("parameters")
-    if given is None and "parameters" not in document:
-        return {}
-    return members(given, "parameters")
+    return members(document["parameters"], "parameters") if "parameters" in document else {}
 
 
 def identifier(document: Any) -> str:
     """The request id, "" where it is absent."""
-    return text(document.get("id", ""), "id")
+    return text(document["id"], "id") if "id" in document else ""

@@ -13,7 +13,9 @@ GROUPS: Mapping[str, frozenset[Endpoint]] = {
     "health": frozenset({Endpoint.LIVE, Endpoint.READY, Endpoint.MODEL_READY}),
     "metadata": frozenset({Endpoint.SERVER_METADATA, Endpoint.MODEL_METADATA}),
     "inference": frozenset({Endpoint.INFER, Endpoint.GENERATE, Endpoint.GENERATE_STREAM}),
-    "shared-memory": frozenset({Endpoint.REGION_STATUS, Endpoint.REGION_CHANGE}),
+    "shared-memory": frozenset(
+        {Endpoint.REGION_STATUS, Endpoint.REGION_REGISTER, Endpoint.REGION_UNREGISTER}
+    ),
     "model-config": frozenset({Endpoint.MODEL_CONFIG}),
     "model-repository": frozenset({Endpoint.REPOSITORY_INDEX, Endpoint.LOAD, Endpoint.UNLOAD}),
     "statistics": frozenset({Endpoint.STATISTICS}),

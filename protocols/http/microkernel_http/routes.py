@@ -26,7 +26,8 @@ class Endpoint(Enum):
     LOAD = auto()
     UNLOAD = auto()
     REGION_STATUS = auto()
-    REGION_CHANGE = auto()
+    REGION_REGISTER = auto()
+    REGION_UNREGISTER = auto()
     LOGGING = auto()
 
 
@@ -72,7 +73,8 @@ _TABLE = tuple(
         (_STORED + "/load", _POST, Endpoint.LOAD),
         (_STORED + "/unload", _POST, Endpoint.UNLOAD),
         (_REGION + "/status", _GET, Endpoint.REGION_STATUS),
-        (_REGION + "/(?:un)?register", _POST, Endpoint.REGION_CHANGE),
+        (_REGION + "/register", _POST, Endpoint.REGION_REGISTER),
+        (_REGION + "/unregister", _POST, Endpoint.REGION_UNREGISTER),
         ("/v2/logging", _GET | _POST, Endpoint.LOGGING),
     )
 )
@@ -85,7 +87,8 @@ def find(method: str, target: str) -> Route | None:
         found = pattern.fullmatch(path)
         if found is not None:
             names = found.groupdict("")
-            for key in names.keys() & {"model", "region"}:
-                names[key] = unquote(names[key])
+            if "%" in path:
+                for key in names.keys() & {"model", "region"}:
+                    names[key] = unquote(names[key])
             return Route(endpoint, method in methods, **names)
     return None

@@ -1,0 +1,240 @@
+"""A server in memory that answers as the test says."""
+
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TypeAlias
+
+from microkernel import port
+from microkernel.classification import Labels, classify_outputs
+from microkernel.config.model import ModelConfig, ModelInput, ModelOutput
+from microkernel.errors import (
+    InvalidArgument,
+    MicrokernelError,
+    NotFound,
+    Unavailable,
+    Unsupported,
+)
+from microkernel.log import LogControl
+from microkernel.models.catalogue import check_name, not_polled
+from microkernel.repository.override import Override
+from microkernel.request import LATEST, InferRequest, InferResponse
+from microkernel.shared_memory import SharedMemory
+from microkernel.stats import ModelStats
+from microkernel.tensor import BY_CONFIG_NAME
+
+Answer: TypeAlias = Callable[[ModelConfig, InferRequest], Awaitable[InferResponse]]
+
+
+async def echo(config: ModelConfig, request: InferRequest) -> InferResponse:
+    """Answer each input under the name of the configuration's output at the same place, in the
+    order of the outputs; only those that were asked for."""
+    pairs = zip(config.input, config.output, strict=True)
+    outputs = tuple(
+        replace(tensor, name=there.name)
+        for here, there in pairs
+        if (tensor := request.input(here.name)) is not None
+        and (not request.outputs or there.name in request.outputs)
+    )
+    return InferResponse(request.model_name, request.version, request.id, outputs)
+
+
+@dataclass(slots=True)
+class FakeModel:
+    """One canned model: its configuration, the coroutine that answers its requests, the labels of
+    its outputs, and its counters, which stay as the test sets them.
+
+    The coroutine gets the request with the version that runs in place of LATEST; what it raises
+    goes to the caller.
+    """
+
+    config: ModelConfig
+    answer: Answer = echo
+    version: int = 1
+    ready: bool = True
+    labels: Labels = field(default_factory=dict)
+    stats: ModelStats = field(default_factory=ModelStats)
+
+    def metadata(self) -> port.ModelMetadata:
+        """What clients are told, derived from the configuration."""
+        config = self.config
+        return port.ModelMetadata(
+            config.name,
+            [str(self.version)],
+            config.platform or config.backend,
+            [self._tensor(tensor) for tensor in config.input],
+            [self._tensor(tensor) for tensor in config.output],
+        )
+
+    def _tensor(self, tensor: ModelInput | ModelOutput) -> port.TensorMetadata:
+        batch = (-1,) if self.config.max_batch_size else ()
+        datatype = BY_CONFIG_NAME[tensor.data_type].name
+        return port.TensorMetadata(tensor.name, datatype, (*batch, *tensor.dims))
+
+
+class FakeServer:
+    """The port `Server` in memory, for the tests of front ends.
+
+    It looks models up and refuses what does not serve as the real server does, and serves tensors
+    in shared memory; it checks nothing else about a request. Everything it answers from is public
+    and may be changed by a test at any time: `models` by name, `is_live` and `is_ready`, `about`,
+    `log`, `memory`, `page` (the metrics), and `failure`, an error that every call raises while it
+    is set. `requests` collects what `infer` received; `loads` and `unloads` what was to be loaded
+    and unloaded.
+    """
+
+    def __init__(self, models: Iterable[FakeModel] = ()) -> None:
+        self.models = {model.config.name: model for model in models}
+        self.is_live = self.is_ready = True
+        self.log = LogControl(port.LogSettings())
+        self.memory = SharedMemory(allowed=False)
+        self.about = port.ServerMetadata("triton", "0.0.0", ["binary_tensor_data", "parameters"])
+        self.page = b""
+        self.failure: MicrokernelError | None = None
+        self.requests: list[InferRequest] = []
+        self.loads: list[tuple[str, str | None, Mapping[str, bytes]]] = []
+        self.unloads: list[tuple[str, bool]] = []
+
+    async def infer(self, request: InferRequest) -> InferResponse:
+        """Record the request and give the model's answer, with the classes that are asked for."""
+        model = self._model(request.model_name, request.version)
+        if model.config.decoupled:
+            raise Unsupported("doesn't support models with decoupled transaction policy")
+        self.requests.append(request)
+        response = await self._answer(model, replace(request, version=model.version))
+        if not request.classifications:
+            return response
+        batches = model.config.max_batch_size > 0
+        return classify_outputs(response, request.classifications, model.labels, batches=batches)
+
+    async def _answer(self, model: FakeModel, request: InferRequest) -> InferResponse:
+        """The model's answer, with inputs from the regions of `memory` and outputs in them."""
+        regions = {name: self.memory.find(part) for name, part in request.shared_outputs.items()}
+        given = request.shared_inputs
+        inputs = tuple(
+            replace(tensor, data=self.memory.find(given[tensor.name]).read(given[tensor.name]))
+            if tensor.name in given
+            else tensor
+            for tensor in request.inputs
+        )
+        response = await model.answer(model.config, replace(request, inputs=inputs))
+        if not regions:
+            return response
+        placed, outputs = request.shared_outputs, []
+        for output in response.outputs:
+            if output.name in regions:
+                regions[output.name].write(placed[output.name], output.data, output.name)
+            outputs.append(replace(output, data=b"") if output.name in regions else output)
+        return replace(response, outputs=tuple(outputs), shared_outputs=placed)
+
+    async def live(self) -> bool:
+        """`is_live`."""
+        self._fail()
+        return self.is_live
+
+    async def ready(self) -> bool:
+        """`is_ready`."""
+        self._fail()
+        return self.is_ready
+
+    async def model_ready(self, name: str, version: int = LATEST) -> bool:
+        """Whether there is such a model, in that version, and it is ready."""
+        self._fail()
+        model = self.models.get(name)
+        return model is not None and model.ready and version in (LATEST, model.version)
+
+    async def metadata(self) -> port.ServerMetadata:
+        """`about`."""
+        self._fail()
+        return self.about
+
+    async def model_metadata(self, name: str, version: int = LATEST) -> port.ModelMetadata:
+        """The model's metadata, or NotFound."""
+        return self._model(name, version).metadata()
+
+    async def model_config(self, name: str, version: int = LATEST) -> ModelConfig:
+        """The model's configuration, or NotFound."""
+        return self._model(name, version).config
+
+    async def repository_index(self, *, ready: bool = False) -> Sequence[port.ModelIndex]:
+        """A line per model; one that is not ready was unloaded."""
+        self._fail()
+        return [
+            port.ModelIndex(name, str(model.version), "READY")
+            if model.ready
+            else port.ModelIndex(name, str(model.version), "UNAVAILABLE", "unloaded")
+            for name, model in sorted(self.models.items())
+            if model.ready or not ready
+        ]
+
+    async def statistics(
+        self, name: str = "", version: int = LATEST
+    ) -> Sequence[port.ModelStatistics]:
+        """The counters of the models, or of the one of that name."""
+        self._fail()
+        models = [m for m in self.models.values() if m.ready and name in ("", m.config.name)]
+        if name and not models:
+            raise InvalidArgument(f"requested model '{name}' is not available")
+        if version != LATEST and all(model.version != version for model in models):
+            raise InvalidArgument(f"requested model version is not available for model '{name}'")
+        return [port.ModelStatistics(m.config.name, str(m.version), m.stats) for m in models]
+
+    async def load_model(
+        self, name: str, config: str | None = None, files: Mapping[str, bytes] | None = None
+    ) -> None:
+        """Record the call; the model is ready then, with the configuration that is given."""
+        self._fail()
+        check_name(name)
+        self.loads.append((name, config, files or {}))
+        try:
+            model, override = self.models[name], Override.of(config, files or {})
+        except (InvalidArgument, KeyError):
+            raise not_polled(name) from None
+        model.ready = True
+        if override is not None:
+            model.config = replace(override.config, name=name)
+
+    async def unload_model(self, name: str, *, unload_dependents: bool = False) -> None:
+        """Record the call; the model, if there is one, is not ready then."""
+        self._fail()
+        self.unloads.append((name, unload_dependents))
+        if name in self.models:
+            self.models[name].ready = False
+
+    async def log_settings(self, changes: port.LogChanges | None = None) -> port.LogSettings:
+        """The settings of `log`, changed first where `changes` says so."""
+        self._fail()
+        return self.log.settings if changes is None else self.log.change(changes)
+
+    async def register_system_shared_memory(self, region: port.SystemRegion) -> None:
+        """Register with `memory`."""
+        self.memory.register(region)
+
+    async def system_shared_memory(self, name: str = "") -> Sequence[port.SystemRegion]:
+        """The regions of `memory`."""
+        return self.memory.status(name)
+
+    async def unregister_system_shared_memory(self, name: str = "") -> None:
+        """Unregister from `memory`."""
+        self.memory.unregister(name)
+
+    async def metrics(self) -> bytes:
+        """`page`."""
+        self._fail()
+        return self.page
+
+    def _model(self, name: str, version: int) -> FakeModel:
+        self._fail()
+        model, unknown = self.models.get(name), f"Request for unknown model: '{name}'"
+        if model is None:
+            raise NotFound(f"{unknown} is not found")
+        if version not in (LATEST, model.version):
+            raise NotFound(f"{unknown} version {version} is not found")
+        if not model.ready and version == LATEST:
+            raise NotFound(f"{unknown} has no available versions")
+        if not model.ready:
+            raise Unavailable(f"{unknown} version {version} is not at ready state")
+        return model
+
+    def _fail(self) -> None:
+        if self.failure is not None:
+            raise self.failure
