@@ -265,6 +265,13 @@ def test_an_error_of_another_form_raises_what_the_reader_expects(document: bytes
         descriptors.read_result(body, schema_of([]), memoryview(b""), 1)
 
 
+def test_a_result_that_leads_back_is_noticed() -> None:
+    words = (0, 0, 0, 1, 0, 0, 2**62, 0, 11, 0, 0, -5)
+    body = struct.pack(f"<I{len(words)}q", len(words), *words)
+    with pytest.raises(ValueError, match="descriptor"):
+        descriptors.read_result(body, schema_of([]), memoryview(b""), 1)
+
+
 @given(outcomes_lists, st.integers(0, 10_000))
 @few
 def test_a_truncated_result_is_noticed(outcomes: list[Outcome], cut: int) -> None:

@@ -114,6 +114,12 @@ def test_the_outputs_of_which_classes_are_wanted() -> None:
     assert [forms.is_binary(name) for name in "ABC"] == [True, False, False]
 
 
+def test_a_shape_that_is_huge_but_for_a_zero_holds_nothing() -> None:
+    request, _ = read_both({"inputs": [entry(shape=[2**62, 2**62, 0, 5], data=[])]})
+    assert request.inputs[0].shape == (2**62, 2**62, 0, 5)
+    assert len(request.inputs[0].data) == 0
+
+
 def test_binary_inputs_are_views_on_the_body_in_the_order_of_the_inputs() -> None:
     def binary(name: str, size: int) -> dict[str, Any]:
         shape = [size // 4]

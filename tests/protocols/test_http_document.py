@@ -40,6 +40,18 @@ def test_malformed_text_is_explained_in_rapidjson_words(
     assert str(caught.value) == f"failed to parse the request JSON buffer: {reason} at {offset}"
 
 
+@pytest.mark.parametrize("text", ["[1]", " [1]", "[1] ", "\t\r\n[1]\n", "[1]\t\r\n "])
+def test_white_space_around_the_text_does_not_matter(text: str) -> None:
+    assert document.parse(text.encode()) == [1]
+
+
+@pytest.mark.parametrize("space", ["\x00", "\x0b", "\u00a0"])
+def test_white_space_that_json_lacks_is_refused(space: str) -> None:
+    for text, reason in ((space + "[1]", "Invalid value."), ("[1]" + space, "The document root")):
+        with pytest.raises(Internal, match=reason):
+            document.parse(text.encode())
+
+
 def test_text_nested_too_deeply_is_refused() -> None:
     with pytest.raises(InvalidArgument, match="nested too deeply"):
         document.parse(b"[" * 200_000)

@@ -316,6 +316,8 @@ def read_result(
         tensors = []
         for _ in range(outputs):
             index, number, at, nbytes, rank = words[i : i + 5]
+            if rank < 0:  # the position must only grow
+                raise ValueError(_WRONG_LENGTH)
             i += 5 + rank
             shape, data = words[i - rank : i], block[at : at + nbytes]
             tensors.append(Tensor(schema.outputs[index], BY_NUMBER[number], shape, data))
