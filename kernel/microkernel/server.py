@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from dataclasses import replace
 from importlib.metadata import version as package_version
 
 import structlog
@@ -12,7 +11,6 @@ from microkernel.errors import InvalidArgument, Unavailable
 from microkernel.log import LogControl
 from microkernel.models.catalogue import Catalogue, check_name, not_polled
 from microkernel.models.table import ModelTable
-from microkernel.models.version import ModelVersion
 from microkernel.port import (
     LogChanges,
     LogSettings,
@@ -72,28 +70,8 @@ class KernelServer:
         """See `Server.infer`."""
         model = self._table.find(request.model_name, request.version)
         if request.shared_inputs or request.shared_outputs:
-            return await self._infer_shared(model, request)
+            return await self._memory.infer(request, model.infer)
         return await model.infer(request)
-
-    async def _infer_shared(self, model: ModelVersion, request: InferRequest) -> InferResponse:
-        """Infer with tensors in shared memory. The regions of outputs are held until they have been
-        written, whatever a client unregisters meanwhile."""
-        regions = {o: self._memory.find(part) for o, part in request.shared_outputs.items()}
-        inputs = tuple(
-            tensor
-            if (part := request.shared_inputs.get(tensor.name)) is None
-            else replace(tensor, data=self._memory.find(part).read(part))
-            for tensor in request.inputs
-        )
-        response = await model.infer(replace(request, inputs=inputs))
-        outputs, placed = [], {}
-        for tensor in response.outputs:
-            if (region := regions.get(tensor.name)) is not None:
-                placed[tensor.name] = part = request.shared_outputs[tensor.name]
-                region.write(part, tensor.data, tensor.name)
-                tensor = replace(tensor, data=b"")
-            outputs.append(tensor)
-        return replace(response, outputs=tuple(outputs), shared_outputs=placed)
 
     async def live(self) -> bool:
         """See `Server.live`."""

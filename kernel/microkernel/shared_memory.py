@@ -8,13 +8,17 @@ import mmap
 import os
 import re
 import weakref
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import TypeAlias
 
 from microkernel.errors import AlreadyExists, Internal, InvalidArgument, NotFound, Unsupported
 from microkernel.port import SystemRegion
-from microkernel.request import RegionPart
+from microkernel.request import InferRequest, InferResponse, RegionPart
 from microkernel.tensor import Buffer
+
+Infer: TypeAlias = Callable[[InferRequest], Awaitable[InferResponse]]
 
 _FOLDER = Path("/dev/shm")
 _RESERVED = "triton_python_backend_shm_region_"
@@ -136,6 +140,27 @@ class SharedMemory:
             raise NotFound(f"Unable to find shared memory region: '{part.region}'")
         region.check(part)
         return region
+
+    async def infer(self, request: InferRequest, run: Infer) -> InferResponse:
+        """Run a request whose tensors lie in regions: inputs are read from them before `run`, and
+        outputs written to them after it. The regions of outputs are held until then, whatever a
+        client unregisters meanwhile. Raises what `find`, `read`, `write` and `run` do."""
+        regions = {o: self.find(part) for o, part in request.shared_outputs.items()}
+        inputs = tuple(
+            tensor
+            if (part := request.shared_inputs.get(tensor.name)) is None
+            else replace(tensor, data=self.find(part).read(part))
+            for tensor in request.inputs
+        )
+        response = await run(replace(request, inputs=inputs))
+        outputs, placed = [], {}
+        for tensor in response.outputs:
+            if (region := regions.get(tensor.name)) is not None:
+                placed[tensor.name] = part = request.shared_outputs[tensor.name]
+                region.write(part, tensor.data, tensor.name)
+                tensor = replace(tensor, data=b"")
+            outputs.append(tensor)
+        return replace(response, outputs=tuple(outputs), shared_outputs=placed)
 
 
 def _nobody() -> None:

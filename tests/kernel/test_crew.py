@@ -14,9 +14,9 @@ from microkernel.models.crew import (
     SETTLED,
     Crew,
     CrewEvents,
-    no_instance,
     seats,
 )
+from microkernel.models.table import no_instance
 from microkernel.workers.contract import Result
 
 pytestmark = pytest.mark.virtual_time

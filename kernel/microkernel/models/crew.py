@@ -13,7 +13,7 @@ import structlog
 
 from microkernel.backend import Placement
 from microkernel.config.model import ModelConfig
-from microkernel.errors import MicrokernelError, Unavailable
+from microkernel.errors import MicrokernelError
 from microkernel.request import InferRequest
 from microkernel.workers.contract import Result, Worker, WorkerInstance
 
@@ -201,10 +201,3 @@ def seats(placements: Sequence[Placement], worker: str) -> list[list[Placement]]
     if worker == "instance":
         return [[placement] for placement in placements]
     return [list(placements)]
-
-
-def no_instance(model: str, version: int) -> Unavailable:
-    """The error of a model none of whose instances is alive."""
-    return Unavailable(
-        f"Request for unknown model: '{model}' version {version} is not at ready state"
-    )

@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from microkernel.errors import NotFound, Unavailable
-from microkernel.models.crew import no_instance
 from microkernel.models.version import ModelVersion
 from microkernel.port import ModelIndex
 from microkernel.request import LATEST
@@ -163,3 +162,10 @@ class ModelTable:
             for _, entry in sorted(model.versions.items())
             if entry.model is not None
         ]
+
+
+def no_instance(model: str, version: int) -> Unavailable:
+    """The error of a model none of whose instances is alive."""
+    return Unavailable(
+        f"Request for unknown model: '{model}' version {version} is not at ready state"
+    )

@@ -2,6 +2,7 @@
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TypeAlias
 
 from microkernel import port
@@ -100,31 +101,16 @@ class FakeServer:
         if model.config.decoupled:
             raise Unsupported("doesn't support models with decoupled transaction policy")
         self.requests.append(request)
-        response = await self._answer(model, replace(request, version=model.version))
+        request = replace(request, version=model.version)
+        answer = partial(model.answer, model.config)
+        if request.shared_inputs or request.shared_outputs:
+            response = await self.memory.infer(request, answer)
+        else:
+            response = await answer(request)
         if not request.classifications:
             return response
         batches = model.config.max_batch_size > 0
         return classify_outputs(response, request.classifications, model.labels, batches=batches)
-
-    async def _answer(self, model: FakeModel, request: InferRequest) -> InferResponse:
-        """The model's answer, with inputs from the regions of `memory` and outputs in them."""
-        regions = {name: self.memory.find(part) for name, part in request.shared_outputs.items()}
-        given = request.shared_inputs
-        inputs = tuple(
-            replace(tensor, data=self.memory.find(given[tensor.name]).read(given[tensor.name]))
-            if tensor.name in given
-            else tensor
-            for tensor in request.inputs
-        )
-        response = await model.answer(model.config, replace(request, inputs=inputs))
-        if not regions:
-            return response
-        placed, outputs = request.shared_outputs, []
-        for output in response.outputs:
-            if output.name in regions:
-                regions[output.name].write(placed[output.name], output.data, output.name)
-            outputs.append(replace(output, data=b"") if output.name in regions else output)
-        return replace(response, outputs=tuple(outputs), shared_outputs=placed)
 
     async def live(self) -> bool:
         """`is_live`."""
