@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any, Protocol, TypeAlias
 
-from microkernel.port import Server
+from microkernel.port import Port
 
 
 class Frontend(Protocol):
@@ -24,4 +24,4 @@ class Frontend(Protocol):
         ...
 
 
-FrontendFactory: TypeAlias = Callable[[Server, Any], Frontend]
+FrontendFactory: TypeAlias = Callable[[Port, Any], Frontend]

@@ -98,7 +98,7 @@ class ModelStatistics:
     stats: ModelStats
 
 
-class Server(Protocol):
+class Port(Protocol):
     """The port. A version of LATEST (-1) means the highest ready one."""
 
     async def infer(self, request: InferRequest) -> InferResponse:

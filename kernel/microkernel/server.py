@@ -43,7 +43,7 @@ EXTENSIONS = (
 
 
 class KernelServer:
-    """Answers every call of the port; see `microkernel.port.Server`."""
+    """Answers every call of the port; see `microkernel.port.Port`."""
 
     def __init__(
         self, table: ModelTable, catalogue: Catalogue, log: LogControl, settings: ServerSettings
@@ -67,19 +67,19 @@ class KernelServer:
         self._exiting = True
 
     async def infer(self, request: InferRequest) -> InferResponse:
-        """See `Server.infer`."""
+        """See `Port.infer`."""
         model = self._table.find(request.model_name, request.version)
         if request.shared_inputs or request.shared_outputs:
             return await self._memory.infer(request, model.infer)
         return await model.infer(request)
 
     async def live(self) -> bool:
-        """See `Server.live`."""
+        """See `Port.live`."""
         self._check_exit()
         return self._started
 
     async def ready(self) -> bool:
-        """See `Server.ready`."""
+        """See `Port.ready`."""
         self._check_exit()
         return self._started and (not self._strict or self._table.all_ready())
 
@@ -88,15 +88,15 @@ class KernelServer:
             raise Unavailable("Server exiting")
 
     async def model_ready(self, name: str, version: int = LATEST) -> bool:
-        """See `Server.model_ready`."""
+        """See `Port.model_ready`."""
         return not self._exiting and self._table.ready(name, version)
 
     async def metadata(self) -> ServerMetadata:
-        """See `Server.metadata`."""
+        """See `Port.metadata`."""
         return ServerMetadata(self._name, package_version("microkernel"), EXTENSIONS)
 
     async def model_metadata(self, name: str, version: int = LATEST) -> ModelMetadata:
-        """See `Server.model_metadata`."""
+        """See `Port.model_metadata`."""
         config = self._table.find(name, version).config
         versions = self._table.ready_versions(name) if version == LATEST else [version]
         return ModelMetadata(
@@ -108,15 +108,15 @@ class KernelServer:
         )
 
     async def model_config(self, name: str, version: int = LATEST) -> ModelConfig:
-        """See `Server.model_config`."""
+        """See `Port.model_config`."""
         return self._table.find(name, version).config
 
     async def repository_index(self, *, ready: bool = False) -> Sequence[ModelIndex]:
-        """See `Server.repository_index`."""
+        """See `Port.repository_index`."""
         return self._table.index(ready=ready)
 
     async def statistics(self, name: str = "", version: int = LATEST) -> Sequence[ModelStatistics]:
-        """See `Server.statistics`."""
+        """See `Port.statistics`."""
         models = [m for m in self._table.loaded_versions() if m.ready]
         if name:
             models = [m for m in models if m.config.name == name]
@@ -133,7 +133,7 @@ class KernelServer:
     async def load_model(
         self, name: str, config: str | None = None, files: Mapping[str, bytes] | None = None
     ) -> None:
-        """See `Server.load_model`."""
+        """See `Port.load_model`."""
         self._check_explicit()
         check_name(name)
         try:
@@ -144,7 +144,7 @@ class KernelServer:
         await self._catalogue.load(name, override)
 
     async def unload_model(self, name: str, *, unload_dependents: bool = False) -> None:
-        """See `Server.unload_model`. No model depends on another yet."""
+        """See `Port.unload_model`. No model depends on another yet."""
         self._check_explicit()
         await self._catalogue.unload(name)
 
@@ -153,23 +153,23 @@ class KernelServer:
             raise Unavailable("explicit model load / unload is not allowed if polling is enabled")
 
     async def register_system_shared_memory(self, region: SystemRegion) -> None:
-        """See `Server.register_system_shared_memory`."""
+        """See `Port.register_system_shared_memory`."""
         self._memory.register(region)
 
     async def system_shared_memory(self, name: str = "") -> Sequence[SystemRegion]:
-        """See `Server.system_shared_memory`."""
+        """See `Port.system_shared_memory`."""
         return self._memory.status(name)
 
     async def unregister_system_shared_memory(self, name: str = "") -> None:
-        """See `Server.unregister_system_shared_memory`."""
+        """See `Port.unregister_system_shared_memory`."""
         self._memory.unregister(name)
 
     async def log_settings(self, changes: LogChanges | None = None) -> LogSettings:
-        """See `Server.log_settings`."""
+        """See `Port.log_settings`."""
         return self._log.settings if changes is None else self._log.change(changes)
 
     async def metrics(self) -> bytes:
-        """See `Server.metrics`."""
+        """See `Port.metrics`."""
         from microkernel.metrics import Series, page  # noqa: PLC0415 - imports prometheus_client
 
         return page(

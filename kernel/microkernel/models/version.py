@@ -58,7 +58,7 @@ class ModelVersion:
         return self._crew.alive > 0
 
     async def infer(self, request: InferRequest) -> InferResponse:
-        """Answer one request. See `Server.infer` for what it raises."""
+        """Answer one request. See `Port.infer` for what it raises."""
         checked = self._checker.check(request)
         reply: asyncio.Future[InferResponse] = self._loop.create_future()
         now = time.monotonic_ns()

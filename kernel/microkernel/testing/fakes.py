@@ -73,7 +73,7 @@ class FakeModel:
 
 
 class FakeServer:
-    """The port `Server` in memory, for the tests of front ends.
+    """The port in memory, for the tests of front ends.
 
     It looks models up and refuses what does not serve as the real server does, and serves tensors
     in shared memory; it checks nothing else about a request. Everything it answers from is public

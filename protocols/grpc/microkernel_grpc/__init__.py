@@ -2,11 +2,11 @@
 
 from typing import Any
 
-from microkernel import Frontend, RegisterFrontend, RegisterOptions, Server, hookimpl
+from microkernel import Frontend, Port, RegisterFrontend, RegisterOptions, hookimpl
 from microkernel_grpc.settings import GrpcSettings
 
 
-def make_grpc(server: Server, settings: Any) -> Frontend:
+def make_grpc(server: Port, settings: Any) -> Frontend:
     """The V2 protocol over gRPC."""
     from microkernel_grpc.frontend import GrpcFrontend  # noqa: PLC0415 - imports grpc
 

@@ -5,7 +5,7 @@ from typing import Any, TypeAlias
 
 from google.protobuf.message import DecodeError, Message
 
-from microkernel import InvalidArgument, NotFound, Server, SystemRegion, Unsupported, parse_version
+from microkernel import InvalidArgument, NotFound, Port, SystemRegion, Unsupported, parse_version
 from microkernel_grpc import encode
 from microkernel_grpc.inference import Inference
 from microkernel_grpc.logs import log_changes, log_settings
@@ -27,7 +27,7 @@ class Calls:
     """The unary RPCs that are served. All errors they raise are `MicrokernelError`s, save for
     faults of this server's own."""
 
-    def __init__(self, server: Server, inference: Inference) -> None:
+    def __init__(self, server: Port, inference: Inference) -> None:
         self._server = server
         self._inference = inference
         self._typed: Mapping[str, _Typed] = {

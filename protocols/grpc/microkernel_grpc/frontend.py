@@ -7,7 +7,7 @@ from typing import Any
 import grpc.aio
 import structlog
 
-from microkernel import Server, Unavailable
+from microkernel import Port, Unavailable
 from microkernel_grpc.calls import Calls
 from microkernel_grpc.forward import forwarder
 from microkernel_grpc.handlers import Handlers
@@ -24,7 +24,7 @@ class GrpcFrontend:
     """Serves the V2 protocol over gRPC. `port` is that of the settings; once started, the one that
     is bound."""
 
-    def __init__(self, server: Server, settings: GrpcSettings) -> None:
+    def __init__(self, server: Port, settings: GrpcSettings) -> None:
         """Raises InvalidArgument naming the flag for a setting that cannot be right."""
         self.port = settings.port
         self._settings = settings

@@ -11,7 +11,7 @@ from microkernel import (
     MicrokernelError,
     ModelConfig,
     NotFound,
-    Server,
+    Port,
     Unavailable,
     Unsupported,
     parse_version,
@@ -29,7 +29,7 @@ _NOT_ACCEPTED = (
 
 
 def precedes_inference(error: MicrokernelError) -> bool:
-    """Whether a request failed before it was accepted, as far as an error of `Server.infer` tells:
+    """Whether a request failed before it was accepted, as far as an error of `Port.infer` tells:
     what a model cannot be asked is refused, and some texts say that it cannot be asked now."""
     if isinstance(error, Unavailable):
         return any(text in str(error) for text in _NOT_ACCEPTED)
@@ -39,7 +39,7 @@ def precedes_inference(error: MicrokernelError) -> bool:
 class Inference:
     """Infer requests on their way to the port. `forward` makes parameters of their metadata."""
 
-    def __init__(self, server: Server, forward: Forward | None) -> None:
+    def __init__(self, server: Port, forward: Forward | None) -> None:
         self._server = server
         self._forward = forward
 
@@ -50,7 +50,7 @@ class Inference:
 
     async def unary(self, packed: bytes, metadata: Metadata) -> bytes:
         """ModelInfer: a serialised response for a serialised request. Raises what `decode` and
-        `Server.infer` raise."""
+        `Port.infer` raise."""
         infer, raw = parse(packed)
         try:
             request = self._decode(infer, raw, metadata)
@@ -74,7 +74,7 @@ class Inference:
             raise
 
     async def infer(self, request: InferRequest) -> InferResponse:
-        """See `Server.infer`."""
+        """See `Port.infer`."""
         return await self._server.infer(request)
 
     def _decode(self, infer: Any, raw: Sequence[Buffer], metadata: Metadata) -> InferRequest:

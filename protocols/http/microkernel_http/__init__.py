@@ -2,18 +2,18 @@
 
 from typing import Any
 
-from microkernel import Frontend, RegisterFrontend, RegisterOptions, Server, hookimpl
+from microkernel import Frontend, Port, RegisterFrontend, RegisterOptions, hookimpl
 from microkernel_http.settings import HttpSettings
 
 
-def make_http(server: Server, settings: Any) -> Frontend:
+def make_http(server: Port, settings: Any) -> Frontend:
     """The V2 protocol over HTTP."""
     from microkernel_http.frontend import HttpFrontend  # noqa: PLC0415 - imports aiohttp
 
     return HttpFrontend(server, settings)
 
 
-def make_metrics(server: Server, settings: Any) -> Frontend:
+def make_metrics(server: Port, settings: Any) -> Frontend:
     """The metrics page on a port of its own."""
     from microkernel_http.metrics import MetricsFrontend  # noqa: PLC0415 - imports aiohttp
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from aiohttp import web
 
-from microkernel import InvalidArgument, Server, SystemRegion, Unavailable, Unsupported
+from microkernel import InvalidArgument, Port, SystemRegion, Unavailable, Unsupported
 from microkernel_http.answers import EndpointCall, done_answer, json_answer
 from microkernel_http.body import LARGE, read
 from microkernel_http.control_bodies import (
@@ -24,7 +24,7 @@ from microkernel_http.routes import Endpoint, Route
 class Control:
     """Carries out over the port what a client asks to be changed."""
 
-    def __init__(self, server: Server) -> None:
+    def __init__(self, server: Port) -> None:
         self._server = server
 
     def endpoints(self) -> Mapping[Endpoint, EndpointCall]:

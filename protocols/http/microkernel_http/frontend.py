@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import structlog
 from aiohttp import web
 
-from microkernel import MicrokernelError, Server
+from microkernel import MicrokernelError, Port
 from microkernel_http.answers import EndpointCall, error_answer, status_answer
 from microkernel_http.control import Control
 from microkernel_http.decode import Limits
@@ -28,7 +28,7 @@ log = structlog.get_logger(__name__)
 class HttpFrontend:
     """Serves the V2 protocol over HTTP."""
 
-    def __init__(self, server: Server, settings: HttpSettings) -> None:
+    def __init__(self, server: Port, settings: HttpSettings) -> None:
         """Raises InvalidArgument naming the flag for settings that cannot be right."""
         self._allowed = settings.allow_http
         self._restrictions = restrictions(settings.restricted_api)

@@ -14,7 +14,7 @@ from microkernel import (
     InvalidArgument,
     MicrokernelError,
     NotFound,
-    Server,
+    Port,
     Unavailable,
     Unsupported,
 )
@@ -34,7 +34,7 @@ _BEFORE_THE_MODEL = (NotFound, InvalidArgument, Unavailable, Unsupported)
 class Generation:
     """Answers `generate` and `generate_stream` of a model."""
 
-    def __init__(self, server: Server, limits: Limits) -> None:
+    def __init__(self, server: Port, limits: Limits) -> None:
         self._server = server
         self._limits = limits
 

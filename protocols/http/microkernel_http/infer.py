@@ -14,7 +14,7 @@ from microkernel import (
     InvalidArgument,
     MicrokernelError,
     NotFound,
-    Server,
+    Port,
     Unsupported,
 )
 from microkernel_http.answers import error_answer, status_answer
@@ -37,7 +37,7 @@ from microkernel_http.routes import Route
 class InferEndpoint:
     """Answers `POST /v2/models/<model>/infer`. The errors it raises are sent as plain text."""
 
-    def __init__(self, server: Server, limits: Limits, forwarding: Forwarding) -> None:
+    def __init__(self, server: Port, limits: Limits, forwarding: Forwarding) -> None:
         self._server = server
         self._limits = limits
         self._forwarding = forwarding

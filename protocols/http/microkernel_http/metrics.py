@@ -3,7 +3,7 @@
 import structlog
 from aiohttp import web
 
-from microkernel import MicrokernelError, Server
+from microkernel import MicrokernelError, Port
 from microkernel_http.answers import error_answer, status_answer
 from microkernel_http.encode import TEXT
 from microkernel_http.listener import Listener
@@ -18,7 +18,7 @@ _PAGE = {"Content-Type": "text/plain; charset=utf-8"}
 class MetricsFrontend:
     """Serves `/metrics`. Any other path is an empty page, as in Triton."""
 
-    def __init__(self, server: Server, settings: HttpSettings) -> None:
+    def __init__(self, server: Port, settings: HttpSettings) -> None:
         self._server = server
         self._allowed = settings.allow_metrics
         address = settings.metrics_address or settings.address

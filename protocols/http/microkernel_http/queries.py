@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from aiohttp import web
 
-from microkernel import NotFound, Server, config_to_json
+from microkernel import NotFound, Port, config_to_json
 from microkernel_http.answers import EndpointCall, health_answer, json_answer, status_answer
 from microkernel_http.encode import model_metadata, server_metadata, system_regions
 from microkernel_http.routes import Endpoint, Route
@@ -14,7 +14,7 @@ from microkernel_http.statistics import statistics
 class Queries:
     """Answers from the port what a client may ask about the server and its models."""
 
-    def __init__(self, server: Server) -> None:
+    def __init__(self, server: Port) -> None:
         self._server = server
 
     def endpoints(self) -> Mapping[Endpoint, EndpointCall]:
