@@ -4,9 +4,18 @@ What needs only the standard library and numpy is imported at once, for this mod
 by workers under other interpreters; `hookimpl`, which needs pluggy, is looked up when asked for.
 """
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from microkernel.backend import Backend, BackendType, Instance, Model, Placement, WorkerKind
+from microkernel.backend import (
+    Backend,
+    BackendType,
+    Instance,
+    Model,
+    Placement,
+    Sender,
+    WorkerKind,
+)
 from microkernel.batch import Batch
 from microkernel.config.codec import config_from_json, config_to_json, config_to_text
 from microkernel.config.model import (
@@ -35,6 +44,7 @@ from microkernel.frontend import Frontend, FrontendFactory
 from microkernel.host import processors
 from microkernel.options import option
 from microkernel.port import (
+    NO_CONTEXT,
     LogChanges,
     LogSettings,
     ModelIndex,
@@ -44,6 +54,9 @@ from microkernel.port import (
     ServerMetadata,
     SystemRegion,
     TensorMetadata,
+    TraceChanges,
+    TraceContext,
+    TraceSettings,
 )
 from microkernel.request import (
     LATEST,
@@ -70,6 +83,7 @@ from microkernel.tensor import (
     encode_bytes,
     raw_view,
 )
+from microkernel.trace import Trace, TracedTensor
 
 if TYPE_CHECKING:
     from microkernel.hookspecs import (
@@ -78,15 +92,21 @@ if TYPE_CHECKING:
         RegisterOptions,
         hookimpl,
     )
+    from microkernel.responses import ResponseStream
 
-_FROM_HOOKSPECS = {"RegisterBackend", "RegisterFrontend", "RegisterOptions", "hookimpl"}
+_LATER = {
+    "RegisterBackend": "microkernel.hookspecs",
+    "RegisterFrontend": "microkernel.hookspecs",
+    "RegisterOptions": "microkernel.hookspecs",
+    "hookimpl": "microkernel.hookspecs",
+    "ResponseStream": "microkernel.responses",
+}
+"""Names that come from modules which import pluggy or asyncio."""
 
 
 def __getattr__(name: str) -> Any:
-    if name in _FROM_HOOKSPECS:
-        from microkernel import hookspecs  # noqa: PLC0415 - imports pluggy
-
-        return getattr(hookspecs, name)
+    if name in _LATER:
+        return getattr(import_module(_LATER[name]), name)
     raise AttributeError(f"module 'microkernel' has no attribute '{name}'")
 
 
@@ -95,6 +115,7 @@ __all__ = [
     "BY_NUMBER",
     "DATA_TYPES",
     "LATEST",
+    "NO_CONTEXT",
     "AlreadyExists",
     "Backend",
     "BackendType",
@@ -135,12 +156,19 @@ __all__ = [
     "RegisterFrontend",
     "RegisterOptions",
     "Reshape",
+    "ResponseStream",
+    "Sender",
     "Sequence",
     "ServerMetadata",
     "Shape",
     "SystemRegion",
     "Tensor",
     "TensorMetadata",
+    "Trace",
+    "TraceChanges",
+    "TraceContext",
+    "TraceSettings",
+    "TracedTensor",
     "TransactionPolicy",
     "Unavailable",
     "Unknown",

@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Literal, Protocol, TypeAlias
 
 from microkernel.batch import Batch
 from microkernel.config.model import ModelConfig
@@ -29,6 +29,21 @@ class Placement:
     threads: int = 1
 
 
+class Sender(Protocol):
+    """Sends the responses of one request of a decoupled model; from any thread, also after
+    `Instance.stream` has returned."""
+
+    def send(self, response: Outcome | None, *, final: bool) -> None:
+        """Send a response or an error, or nothing but the news that there will be no more
+        (`None`, which must be `final`). Blocks while the client reads too slowly; the data may be
+        reused when this returns. Raises InvalidArgument after the final one."""
+        ...
+
+    def cancelled(self) -> bool:
+        """Whether nobody waits for the responses any more. The final one must be sent even so."""
+        ...
+
+
 class Instance(ABC):
     """One instance of a model. It is made, used and closed on one thread, and executes one batch at
     a time."""
@@ -41,6 +56,18 @@ class Instance(ABC):
         An exception fails the whole batch: one of our errors as it is, any other as Internal with
         its text. Output arrays are copied out before the next call, so they may be reused then.
         """
+
+    def stream(self, batch: Batch, senders: Sequence[Sender]) -> None:
+        """Run a batch of a decoupled model: answer each request through the sender at its place,
+        any number of times, and close it with a `final`, before or after this returns. The instance
+        gets its next batch when it returns. Tensors of the requests stay valid until their final
+        response is sent.
+
+        An exception fails those requests whose final response has not been sent. A backend that
+        does not override this answers each request once, with what `execute` gives for it.
+        """
+        for sender, outcome in zip(senders, self.execute(batch), strict=True):
+            sender.send(outcome, final=True)
 
     def close(self) -> None:  # noqa: B027 - most instances have nothing to give back
         """The instance is not used any more."""

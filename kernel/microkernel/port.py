@@ -5,13 +5,17 @@ across a process boundary. All errors are `MicrokernelError`s.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
 
 from microkernel.config.model import ModelConfig
 from microkernel.request import LATEST, InferRequest, InferResponse
 from microkernel.stats import ModelStats
 from microkernel.tensor import Shape
+from microkernel.trace import Trace
+
+if TYPE_CHECKING:
+    from microkernel.responses import ResponseStream  # asyncio, which a worker has no use for
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +102,40 @@ class ModelStatistics:
     stats: ModelStats
 
 
+@dataclass(frozen=True, slots=True)
+class TraceContext:
+    """What a caller says of the trace its request belongs to, as the W3C headers have it."""
+
+    traceparent: str = ""
+    tracestate: str = ""
+
+
+NO_CONTEXT = TraceContext()
+
+
+@dataclass(frozen=True, slots=True)
+class TraceSettings:
+    """How requests are traced: `levels` of OFF, TIMESTAMPS and TENSORS; one of `rate` requests;
+    `count` traces are left to collect, -1 for any number; the file is written every `log_frequency`
+    traces, 0 for at the end. `options` are those of the OpenTelemetry mode by name."""
+
+    trace_file: str = ""
+    trace_level: tuple[str, ...] = ("OFF",)
+    trace_rate: int = 1000
+    trace_count: int = -1
+    log_frequency: int = 0
+    trace_mode: str = "triton"
+    options: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class TraceChanges:
+    """Which settings of tracing to change, as clients write them, by name; None takes back what was
+    set before."""
+
+    values: Mapping[str, tuple[str, ...] | None]
+
+
 class Port(Protocol):
     """The port. A version of LATEST (-1) means the highest ready one."""
 
@@ -110,6 +148,33 @@ class Port(Protocol):
         Unavailable when a queue or a worker gave the request up, and whatever error the backend
         answered. Cancelling the call abandons the request.
         """
+        ...
+
+    async def stream(self, request: InferRequest) -> "ResponseStream":
+        """Run one request of any model, also a decoupled one, and give its responses as they come.
+
+        Returns when the request is accepted; raises for one that is refused what `infer` raises
+        for it. What goes wrong later is a response with an `error`. The stream ends with the first
+        response that is `final`. A model that is not decoupled gives exactly one response. Closing
+        the stream abandons the request.
+        """
+        ...
+
+    async def begin_trace(self, request: InferRequest, context: TraceContext) -> Trace | None:
+        """The trace to put on a request before it is run, by the settings of its model; None for
+        one that is not sampled. A valid W3C `context` in OpenTelemetry mode forces sampling."""
+        ...
+
+    async def end_trace(self, trace: Trace) -> None:
+        """The request is answered and nothing more will be recorded: hand the trace in."""
+        ...
+
+    async def trace_settings(
+        self, model: str = "", changes: TraceChanges | None = None
+    ) -> TraceSettings:
+        """The settings of tracing for a model, or the global ones; changed first where `changes`
+        says so. Raises InvalidArgument for an unknown model and settings that cannot be, and
+        Unsupported for the file, which cannot be changed."""
         ...
 
     async def live(self) -> bool:

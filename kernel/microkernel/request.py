@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 
 from microkernel.errors import InvalidArgument, MicrokernelError
 from microkernel.tensor import Tensor
+from microkernel.trace import Trace
 
 Parameter: TypeAlias = bool | int | float | str
 Parameters: TypeAlias = Mapping[str, Parameter]
@@ -64,7 +65,8 @@ class InferRequest:
     in the queue, 0 for none. `parameters` holds only what a client sent for the backend, never a
     reserved key. `classifications` says of which outputs the largest values are wanted in place of
     the tensor, and how many. `shared_inputs` says where the data of an input lies in shared memory;
-    its tensor's own data is empty then. `shared_outputs` says where an output goes.
+    its tensor's own data is empty then. `shared_outputs` says where an output goes. `trace` is what
+    `Port.begin_trace` gave for the request, None for one that is not traced.
     """
 
     model_name: str
@@ -79,6 +81,7 @@ class InferRequest:
     classifications: Mapping[str, int] = NO_CLASSIFICATIONS
     shared_inputs: Mapping[str, RegionPart] = NO_PARTS
     shared_outputs: Mapping[str, RegionPart] = NO_PARTS
+    trace: Trace | None = None
 
     def input(self, name: str) -> Tensor | None:
         """The input of that name, None where the request leaves it out."""
@@ -91,7 +94,12 @@ class InferRequest:
 
 @dataclass(slots=True)
 class InferResponse:
-    """The answer to one request: its outputs, and the name and version of the model that ran."""
+    """An answer to a request: its outputs, and the name and version of the model that ran.
+
+    On a stream one that is not `final` is followed by others. `error` is what became of the request
+    in place of outputs; a stream may go on after it. One that is `flag_only` carries nothing and
+    says only that the one before was the last.
+    """
 
     model_name: str
     version: int
@@ -99,6 +107,9 @@ class InferResponse:
     outputs: tuple[Tensor, ...]
     parameters: Parameters = NO_PARAMETERS
     shared_outputs: Mapping[str, RegionPart] = NO_PARTS
+    final: bool = True
+    error: MicrokernelError | None = None
+    flag_only: bool = False
 
 
 Outcome: TypeAlias = InferResponse | MicrokernelError

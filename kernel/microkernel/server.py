@@ -7,7 +7,7 @@ from importlib.metadata import version as package_version
 import structlog
 
 from microkernel.config.model import ModelConfig, ModelInput, ModelOutput
-from microkernel.errors import InvalidArgument, Unavailable
+from microkernel.errors import InvalidArgument, Unavailable, Unsupported
 from microkernel.log import LogControl
 from microkernel.models.catalogue import Catalogue, check_name, not_polled
 from microkernel.models.table import ModelTable
@@ -20,12 +20,17 @@ from microkernel.port import (
     ServerMetadata,
     SystemRegion,
     TensorMetadata,
+    TraceChanges,
+    TraceContext,
+    TraceSettings,
 )
 from microkernel.repository.override import Override
 from microkernel.request import LATEST, InferRequest, InferResponse
+from microkernel.responses import ResponseStream
 from microkernel.settings import ServerSettings
 from microkernel.shared_memory import SharedMemory
 from microkernel.tensor import BY_CONFIG_NAME
+from microkernel.trace import Trace
 
 log = structlog.get_logger()
 
@@ -72,6 +77,24 @@ class KernelServer:
         if request.shared_inputs or request.shared_outputs:
             return await self._memory.infer(request, model.infer)
         return await model.infer(request)
+
+    async def stream(self, request: InferRequest) -> ResponseStream:
+        """See `Port.stream`."""
+        model = self._table.find(request.model_name, request.version)
+        return await model.stream(request)
+
+    async def begin_trace(self, request: InferRequest, context: TraceContext) -> Trace | None:
+        """See `Port.begin_trace`; nothing is traced yet."""
+        return None
+
+    async def end_trace(self, trace: Trace) -> None:
+        """See `Port.end_trace`."""
+
+    async def trace_settings(
+        self, model: str = "", changes: TraceChanges | None = None
+    ) -> TraceSettings:
+        """See `Port.trace_settings`."""
+        raise Unsupported("tracing is not offered")
 
     async def live(self) -> bool:
         """See `Port.live`."""

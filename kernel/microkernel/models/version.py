@@ -6,19 +6,24 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 
+import structlog
+
 from microkernel.classification import Labels, classify_outputs
 from microkernel.config.model import ModelConfig
-from microkernel.errors import MicrokernelError, Unavailable
+from microkernel.errors import Internal, MicrokernelError, Unavailable
 from microkernel.models.checking import RequestChecker
 from microkernel.models.crew import Crew, CrewEvents
 from microkernel.models.reshape import reshapers
 from microkernel.request import InferRequest, InferResponse
+from microkernel.responses import ResponseStream
 from microkernel.scheduling.pending import Pending, Scheduler
 from microkernel.scheduling.queue import QueueScheduler
 from microkernel.stats import Failure, ModelStats
 from microkernel.tensor import Tensor
 from microkernel.workers.contract import Result, Worker
 from microkernel.workers.descriptors import Answer
+
+log = structlog.get_logger()
 
 _MANY = 64 << 10
 """The most bytes of an output whose classes are found at once."""
@@ -44,6 +49,7 @@ class ModelVersion:
         self._reshapers = reshapers(config.output, batches=config.max_batch_size > 0)
         self._loop = asyncio.get_running_loop()
         self._unanswered = 0
+        self._streamed: set[asyncio.Task[InferResponse]] = set()
         self._drained = asyncio.Event()
         self._crew = make_crew(CrewEvents(freed=self._wake, given_up=self.give_up))
         self._scheduler: Scheduler = QueueScheduler.of(config, self)
@@ -59,17 +65,52 @@ class ModelVersion:
 
     async def infer(self, request: InferRequest) -> InferResponse:
         """Answer one request. See `Port.infer` for what it raises."""
+        return await self._answer(request, self._accept(request))
+
+    async def stream(self, request: InferRequest) -> ResponseStream:
+        """Accept one request; its responses come on the stream. See `Port.stream`."""
+        answer = self._loop.create_task(self._answer(request, self._accept(request)))
+        stream = ResponseStream(answer.cancel)
+        self._streamed.add(answer)
+
+        def answered(answer: "asyncio.Task[InferResponse]") -> None:
+            self._streamed.discard(answer)
+            if not answer.cancelled():
+                stream.put(self._told(request, answer))
+
+        answer.add_done_callback(answered)
+        return stream
+
+    def _told(self, request: InferRequest, answer: "asyncio.Task[InferResponse]") -> InferResponse:
+        """The response, or the error as a response."""
+        error = answer.exception()
+        if error is None:
+            return answer.result()
+        if not isinstance(error, MicrokernelError):
+            log.error("a request failed unexpectedly", exc_info=error)
+            error = Internal("internal error, see the server's log")
+        return InferResponse(self.config.name, self.version, request.id, (), error=error)
+
+    def _accept(self, request: InferRequest) -> Pending:
+        """Queue a request. Raises where it is refused."""
         checked = self._checker.check(request)
         reply: asyncio.Future[InferResponse] = self._loop.create_future()
         now = time.monotonic_ns()
         pending = Pending(checked.request, checked.size, checked.key, reply, self._loop.time(), now)
         self.stats.pending += 1
-        self._unanswered += 1
         try:
-            self._submit(pending)
+            self._scheduler.submit(pending)
+        except MicrokernelError:
+            self.stats.pending -= 1  # refused, which no other counter shows
+            raise
+        self._unanswered += 1
+        return pending
+
+    async def _answer(self, request: InferRequest, pending: Pending) -> InferResponse:
+        try:
             if request.classifications:
-                return await self._classified(request, reply)
-            return await reply
+                return await self._classified(request, pending.reply)
+            return await pending.reply
         except asyncio.CancelledError:
             if self._scheduler.abandon(pending):
                 self._forget(pending, Failure.CANCELED)
@@ -95,13 +136,6 @@ class ModelVersion:
         if any(tensor.nbytes > _MANY for tensor in response.outputs):
             return await asyncio.to_thread(work)
         return work()
-
-    def _submit(self, pending: Pending) -> None:
-        try:
-            self._scheduler.submit(pending)
-        except MicrokernelError:
-            self.stats.pending -= 1  # refused, which no other counter shows
-            raise
 
     def _wake(self) -> None:
         self._scheduler.wake()

@@ -1,6 +1,7 @@
 """A server in memory that answers as the test says."""
 
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TypeAlias
@@ -19,11 +20,14 @@ from microkernel.log import LogControl
 from microkernel.models.catalogue import check_name, not_polled
 from microkernel.repository.override import Override
 from microkernel.request import LATEST, InferRequest, InferResponse
+from microkernel.responses import ResponseStream
 from microkernel.shared_memory import SharedMemory
 from microkernel.stats import ModelStats
 from microkernel.tensor import BY_CONFIG_NAME
+from microkernel.trace import Trace
 
 Answer: TypeAlias = Callable[[ModelConfig, InferRequest], Awaitable[InferResponse]]
+Responses: TypeAlias = Callable[[ModelConfig, InferRequest], AsyncIterator[InferResponse]]
 
 
 async def echo(config: ModelConfig, request: InferRequest) -> InferResponse:
@@ -39,17 +43,23 @@ async def echo(config: ModelConfig, request: InferRequest) -> InferResponse:
     return InferResponse(request.model_name, request.version, request.id, outputs)
 
 
+async def echo_once(config: ModelConfig, request: InferRequest) -> AsyncIterator[InferResponse]:
+    """One final response, as `echo` gives it."""
+    yield await echo(config, request)
+
+
 @dataclass(slots=True)
 class FakeModel:
     """One canned model: its configuration, the coroutine that answers its requests, the labels of
     its outputs, and its counters, which stay as the test sets them.
 
     The coroutine gets the request with the version that runs in place of LATEST; what it raises
-    goes to the caller.
+    goes to the caller. `responses` gives those of a decoupled model.
     """
 
     config: ModelConfig
     answer: Answer = echo
+    responses: Responses = echo_once
     version: int = 1
     ready: bool = True
     labels: Labels = field(default_factory=dict)
@@ -79,8 +89,9 @@ class FakeServer:
     in shared memory; it checks nothing else about a request. Everything it answers from is public
     and may be changed by a test at any time: `models` by name, `is_live` and `is_ready`, `about`,
     `log`, `memory`, `page` (the metrics), and `failure`, an error that every call raises while it
-    is set. `requests` collects what `infer` received; `loads` and `unloads` what was to be loaded
-    and unloaded.
+    is set. `requests` collects what `infer` and `stream` received; `loads` and `unloads` what
+    was to be loaded and unloaded; `traces` the traces of requests, made while `traced` is set, and
+    `trace_changes` what was to be changed of `tracing`.
     """
 
     def __init__(self, models: Iterable[FakeModel] = ()) -> None:
@@ -94,6 +105,11 @@ class FakeServer:
         self.requests: list[InferRequest] = []
         self.loads: list[tuple[str, str | None, Mapping[str, bytes]]] = []
         self.unloads: list[tuple[str, bool]] = []
+        self.traced = False
+        self.traces: list[Trace] = []
+        self.tracing = port.TraceSettings()
+        self.trace_changes: list[tuple[str, port.TraceChanges]] = []
+        self._playing: set[asyncio.Future[None]] = set()
 
     async def infer(self, request: InferRequest) -> InferResponse:
         """Record the request and give the model's answer, with the classes that are asked for."""
@@ -111,6 +127,49 @@ class FakeServer:
             return response
         batches = model.config.max_batch_size > 0
         return classify_outputs(response, request.classifications, model.labels, batches=batches)
+
+    async def stream(self, request: InferRequest) -> ResponseStream:
+        """Record the request and give the model's responses; an error that the model raises is the
+        last one."""
+        model = self._model(request.model_name, request.version)
+        self.requests.append(request)
+        request = replace(request, version=model.version)
+        task = asyncio.ensure_future(self._play(model, request, lambda r: stream.put(r)))
+        self._playing.add(task)
+        task.add_done_callback(self._playing.discard)
+        stream = ResponseStream(task.cancel)
+        return stream
+
+    async def _play(
+        self, model: FakeModel, request: InferRequest, put: Callable[[InferResponse], None]
+    ) -> None:
+        try:
+            if not model.config.decoupled:
+                put(await model.answer(model.config, request))
+                return
+            async for response in model.responses(model.config, request):
+                put(response)
+        except MicrokernelError as error:
+            put(InferResponse(request.model_name, model.version, request.id, (), error=error))
+
+    async def begin_trace(self, request: InferRequest, context: port.TraceContext) -> Trace | None:
+        """A trace while `traced` says so, which keeps what the caller said of its own."""
+        if not self.traced:
+            return None
+        return Trace(1, request.model_name, 1, request.id, context=context.traceparent)
+
+    async def end_trace(self, trace: Trace) -> None:
+        """Keep the trace in `traces`."""
+        self.traces.append(trace)
+
+    async def trace_settings(
+        self, model: str = "", changes: port.TraceChanges | None = None
+    ) -> port.TraceSettings:
+        """`tracing`; what is to be changed is kept in `trace_changes`."""
+        self._fail()
+        if changes is not None:
+            self.trace_changes.append((model, changes))
+        return self.tracing
 
     async def live(self) -> bool:
         """`is_live`."""
