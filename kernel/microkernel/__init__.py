@@ -4,7 +4,7 @@ What needs only the standard library and numpy is imported at once, for this mod
 by workers under other interpreters; `hookimpl`, which needs pluggy, is looked up when asked for.
 """
 
-from importlib import import_module
+import importlib
 from typing import TYPE_CHECKING, Any
 
 from microkernel.backend import (
@@ -106,7 +106,7 @@ _LATER = {
 
 def __getattr__(name: str) -> Any:
     if name in _LATER:
-        return getattr(import_module(_LATER[name]), name)
+        return getattr(importlib.import_module(_LATER[name]), name)
     raise AttributeError(f"module 'microkernel' has no attribute '{name}'")
 
 
