@@ -7,6 +7,7 @@ by workers under other interpreters; `hookimpl`, which needs pluggy, is looked u
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from microkernel.access import REFUSAL, AccessKeys
 from microkernel.backend import (
     Backend,
     BackendType,
@@ -116,6 +117,8 @@ __all__ = [
     "DATA_TYPES",
     "LATEST",
     "NO_CONTEXT",
+    "REFUSAL",
+    "AccessKeys",
     "AlreadyExists",
     "Backend",
     "BackendType",
