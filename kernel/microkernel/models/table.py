@@ -33,10 +33,23 @@ class _Entry:
 
 @dataclass(slots=True)
 class _Model:
-    """One name. `reason` says why it has no versions at all."""
+    """One name. `reason` says why it has no versions at all. `serving` are the versions that are
+    READY, the newest also under LATEST; every request asks for them, so they are found when a
+    state changes."""
 
     versions: dict[int, _Entry] = field(default_factory=dict)
     reason: str = ""
+    serving: dict[int, ModelVersion] = field(default_factory=dict)
+
+    def settle(self) -> None:
+        """Find the versions that serve; after a version became READY or ceased to be."""
+        self.serving = {
+            version: entry.model
+            for version, entry in self.versions.items()
+            if entry.state is State.READY and entry.model is not None
+        }
+        if self.serving:
+            self.serving[LATEST] = self.serving[max(self.serving)]
 
 
 class ModelTable:
@@ -55,6 +68,7 @@ class ModelTable:
         for version in versions:
             if not self.ready(name, version):
                 model.versions[version] = _Entry(State.LOADING)
+        model.settle()
 
     def failed(self, name: str, reasons: Mapping[int, str]) -> None:
         """A load failed: none of the versions it was about serves, unless it did before."""
@@ -69,15 +83,12 @@ class ModelTable:
         model = self._models.setdefault(name, _Model()) if models else self._models.get(name)
         if model is None:
             return {}
-        before = {
-            version: entry.model
-            for version, entry in model.versions.items()
-            if entry.state is State.READY and entry.model is not None
-        }
+        before = {v: loaded for v, loaded in model.serving.items() if v != LATEST}
         for version in before:
             model.versions[version].state = State.UNLOADING
         for version, loaded in models.items():
             model.versions[version] = _Entry(State.READY, model=loaded)
+        model.settle()
         return before
 
     def unloaded(self, name: str, version: int, model: ModelVersion) -> None:
@@ -91,17 +102,14 @@ class ModelTable:
         model = self._models.get(name)
         if model is None or not model.versions:
             raise NotFound(f"Request for unknown model: '{name}' is not found")
-        if version == LATEST:
-            ready = [v for v, entry in model.versions.items() if entry.state is State.READY]
-            if not ready:
-                raise NotFound(f"Request for unknown model: '{name}' has no available versions")
-            version = max(ready)
-        entry = model.versions.get(version)
-        if entry is None:
+        loaded = model.serving.get(version)
+        if loaded is None and version == LATEST:
+            raise NotFound(f"Request for unknown model: '{name}' has no available versions")
+        if loaded is None and version not in model.versions:
             raise NotFound(f"Request for unknown model: '{name}' version {version} is not found")
-        if entry.model is None or entry.state is not State.READY or not entry.model.ready:
-            raise no_instance(name, version)
-        return entry.model
+        if loaded is None or not loaded.ready:
+            raise no_instance(name, loaded.version if loaded else version)
+        return loaded
 
     def ready(self, name: str, version: int = LATEST) -> bool:
         """Whether a version would answer."""
