@@ -20,9 +20,13 @@ class Trace:
     """The trace of one request.
 
     `id` is unique in the server, `parent` the id of the trace of the request that caused this one,
-    0 for none. `timestamps` are names in Triton's words and nanoseconds of the monotonic clock, in
-    no promised order. `context` is the W3C `traceparent` under which work on behalf of the request
-    continues the trace, "" outside the OpenTelemetry mode.
+    0 for none; `children` are the traces of the requests that this one caused, which are handed in
+    with it. `timestamps` are names in Triton's words and nanoseconds of the monotonic clock, in no
+    promised order; `ended_ns` is the moment at which the trace was ended, 0 before.
+
+    In the OpenTelemetry mode `context` is the W3C `traceparent` under which work on behalf of the
+    request continues the trace, `caller` the one that the request came with and `caller_state` its
+    `tracestate`; elsewhere they are "". `group` says under which settings it was sampled.
     """
 
     id: int
@@ -35,6 +39,11 @@ class Trace:
     wants_tensors: bool = False
     timestamps: list[tuple[str, int]] = field(default_factory=list)
     tensors: list[TracedTensor] = field(default_factory=list)
+    children: list["Trace"] = field(default_factory=list)
+    caller: str = ""
+    caller_state: str = ""
+    group: int = 0
+    ended_ns: int = 0
 
     def mark(self, name: str, ns: int = 0) -> None:
         """Record that something happened, now or at the moment `ns`."""
