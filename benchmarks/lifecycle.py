@@ -17,9 +17,7 @@ from benchmarks.serving import Memory, RunningServer, memory_of
 from benchmarks.wire import write_requests
 
 MIB = 1 << 20
-IMPORTS = (
-    "import aiohttp.web, click, google.protobuf, grpc.aio, numpy, prometheus_client, structlog"
-)
+IMPORTS = "import aiohttp.web, click, google.protobuf, grpc.aio, numpy, structlog"
 
 
 def start(models: Path, folder: Path, plan: Plan) -> Report:

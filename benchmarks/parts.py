@@ -168,7 +168,7 @@ class _Waiting:
         self.done: Callable[[], None] = lambda: None
 
 
-async def _timed(send: Callable[[Callable[[], None]], None], count: int) -> float:
+async def _timed(send: Callable[[Callable[[], None]], object], count: int) -> float:
     """The median seconds from `send(done)` to the call of `done`, one after the other."""
     times: list[float] = []
     finished = asyncio.get_running_loop().create_future()

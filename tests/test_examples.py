@@ -138,6 +138,7 @@ def test_the_repository_is_complete(repository: Path) -> None:
         *("tokenize/config.pbtxt", "tokenize/1/model.py", "tokenize/tokenizer.json"),
         *("file_bytes/config.pbtxt", "file_bytes/1/model.py"),
         *("magika/1/model.onnx", "magika/labels.json"),
+        *("repeat_int32/config.pbtxt", "repeat_int32/1/model.py"),
     }
 
 

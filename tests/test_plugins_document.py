@@ -4,6 +4,7 @@ import importlib
 import inspect
 import re
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from microkernel import (
     hookspecs,
 )
 from microkernel.config.parse import parse_text
+from microkernel.testing import check_backend
 
 ROOT = Path(__file__).resolve().parent.parent
 TEXT = (ROOT / "docs" / "plugins.md").read_text()
@@ -65,6 +67,23 @@ def test_the_documented_backend_is_twenty_lines_and_runs(doubler: Any, tmp_path:
     ]
 
 
+def test_the_documented_countdown_is_a_decoupled_backend(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "countdown.py").write_text(blocks("python")[1])
+    monkeypatch.syspath_prepend(str(tmp_path))
+    announced: list[BackendType] = []
+    importlib.import_module("countdown").register_backends(announced.append)
+    config = replace(parse_text(blocks("pbtxt")[1], "docs/plugins.md"), name="countdown")
+    requests = [
+        InferRequest(
+            "countdown", (Tensor.from_numpy("from", np.array([[n]], np.int32)),), id=str(n)
+        )
+        for n in (3, 0, 1)
+    ]
+    check_backend(announced[0], config, tmp_path, requests)
+
+
 def test_the_documented_package_names_its_entry_point() -> None:
     document = tomllib.loads(blocks("toml")[0])
     assert document["project"]["entry-points"][hookspecs.ENTRY_POINT_GROUP] == {
@@ -74,7 +93,7 @@ def test_the_documented_package_names_its_entry_point() -> None:
 
 def test_the_documented_settings_are_settings() -> None:
     names: dict[str, Any] = {}
-    exec(compile(blocks("python")[1], "docs/plugins.md", "exec"), names)
+    exec(compile(blocks("python")[2], "docs/plugins.md", "exec"), names)
     declared: list[type[object]] = []
     names["register_options"](declared.append)
     assert microkernel.options.options_of(declared[0])["factor"][1].flag == "--doubler-factor"

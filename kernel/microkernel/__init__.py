@@ -29,6 +29,7 @@ from microkernel.config.model import (
     Reshape,
     TransactionPolicy,
 )
+from microkernel.dlpack import export_dlpack, load_dlpack
 from microkernel.errors import (
     AlreadyExists,
     Cancelled,
@@ -41,11 +42,13 @@ from microkernel.errors import (
     Unsupported,
     error_from,
 )
-from microkernel.frontend import Frontend, FrontendFactory
+from microkernel.families import Metric, MetricFamily, MetricKind
+from microkernel.frontend import Frontend, FrontendFactory, Listening
 from microkernel.host import processors
-from microkernel.options import option
+from microkernel.options import Between, Shaped, option
 from microkernel.port import (
     NO_CONTEXT,
+    CudaRegion,
     LogChanges,
     LogSettings,
     ModelIndex,
@@ -70,7 +73,7 @@ from microkernel.request import (
     Sequence,
     parse_version,
 )
-from microkernel.stats import Compute, Duration, ModelStats
+from microkernel.stats import Compute, Duration, ModelStats, ResponseStats
 from microkernel.tensor import (
     BY_CONFIG_NAME,
     BY_NUMBER,
@@ -91,18 +94,27 @@ if TYPE_CHECKING:
         RegisterBackend,
         RegisterFrontend,
         RegisterOptions,
+        RegisterPreset,
         hookimpl,
     )
+    from microkernel.inprocess import Options, Server
     from microkernel.responses import ResponseStream
+    from microkernel.tls import TlsFiles
+    from microkernel.unix_sockets import UnixSocket
 
 _LATER = {
+    "Options": "microkernel.inprocess",
     "RegisterBackend": "microkernel.hookspecs",
     "RegisterFrontend": "microkernel.hookspecs",
     "RegisterOptions": "microkernel.hookspecs",
+    "RegisterPreset": "microkernel.hookspecs",
     "hookimpl": "microkernel.hookspecs",
     "ResponseStream": "microkernel.responses",
+    "Server": "microkernel.inprocess",
+    "TlsFiles": "microkernel.tls",
+    "UnixSocket": "microkernel.unix_sockets",
 }
-"""Names that come from modules which import pluggy or asyncio."""
+"""Names that come from modules which import pluggy, asyncio, ssl or socket."""
 
 
 def __getattr__(name: str) -> Any:
@@ -123,8 +135,10 @@ __all__ = [
     "Backend",
     "BackendType",
     "Batch",
+    "Between",
     "Cancelled",
     "Compute",
+    "CudaRegion",
     "DataType",
     "Duration",
     "DynamicBatching",
@@ -136,8 +150,12 @@ __all__ = [
     "InstanceGroup",
     "Internal",
     "InvalidArgument",
+    "Listening",
     "LogChanges",
     "LogSettings",
+    "Metric",
+    "MetricFamily",
+    "MetricKind",
     "MicrokernelError",
     "Model",
     "ModelConfig",
@@ -149,6 +167,7 @@ __all__ = [
     "ModelStatistics",
     "ModelStats",
     "NotFound",
+    "Options",
     "Outcome",
     "Parameter",
     "Parameters",
@@ -158,15 +177,20 @@ __all__ = [
     "RegisterBackend",
     "RegisterFrontend",
     "RegisterOptions",
+    "RegisterPreset",
     "Reshape",
+    "ResponseStats",
     "ResponseStream",
     "Sender",
     "Sequence",
+    "Server",
     "ServerMetadata",
     "Shape",
+    "Shaped",
     "SystemRegion",
     "Tensor",
     "TensorMetadata",
+    "TlsFiles",
     "Trace",
     "TraceChanges",
     "TraceContext",
@@ -174,6 +198,7 @@ __all__ = [
     "TracedTensor",
     "TransactionPolicy",
     "Unavailable",
+    "UnixSocket",
     "Unknown",
     "Unsupported",
     "WorkerKind",
@@ -185,7 +210,9 @@ __all__ = [
     "element_count",
     "encode_bytes",
     "error_from",
+    "export_dlpack",
     "hookimpl",
+    "load_dlpack",
     "option",
     "parse_version",
     "processors",

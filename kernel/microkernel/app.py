@@ -11,20 +11,31 @@ from typing import Any
 
 import structlog
 
+from microkernel.backend_config import parse_backend_config, values_for, without_effect
 from microkernel.errors import InvalidArgument, MicrokernelError, Unavailable
-from microkernel.frontend import Frontend
+from microkernel.frontend import Frontend, Listens, clash
 from microkernel.log import LogControl
+from microkernel.log_file import LogFile
+from microkernel.metrics.config import parse_metrics_config
+from microkernel.metrics.custom import CustomMetrics
+from microkernel.metrics.page import MetricsPage
 from microkernel.models.catalogue import Catalogue
 from microkernel.models.loader import Loader, LoaderSettings, Offer
+from microkernel.models.poller import Poller
 from microkernel.models.table import ModelTable
-from microkernel.plugins import Plugins
+from microkernel.options import remarks
+from microkernel.plugins import Plugin, Plugins
 from microkernel.server import KernelServer
 from microkernel.settings import ServerSettings
+from microkernel.tracing.starting import start_tracing
 
 log = structlog.get_logger()
 
 GRACE = 2.0
 """Seconds that front ends get, beyond the exit timeout, to send the last answers."""
+
+TRACE_SECONDS = 5.0
+"""How long the last traces may take to be written or sent when the server stops."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,37 +48,147 @@ class Setup:
     flags: Mapping[str, Mapping[str, Any]]
     log: LogControl
 
-    def loader(self) -> Loader:
-        """A loader with every usable backend. Raises InvalidArgument for wrong plug-in settings."""
+    def plugin_settings(self, plugin: Plugin) -> Any:
+        """The settings object of a plug-in, None where it declares none. Raises InvalidArgument
+        for settings that are wrong."""
+        backends = values_for(parse_backend_config(self.settings.backend_config), plugin)
+        return self.plugins.settings(plugin, backends | dict(self.flags.get(plugin.name, {})))
+
+    def doubts(self) -> list[str]:
+        """What the operator should be told of settings that change nothing."""
+        own = self.settings
+        found = remarks(own)
+        for plugin in self.plugins.usable():
+            found += remarks(self.plugin_settings(plugin))
+        found += without_effect(parse_backend_config(own.backend_config), self.plugins.all)
+        asked = own.repository_poll_secs != ServerSettings().repository_poll_secs
+        if asked and own.model_control_mode != "poll":
+            found.append("--repository-poll-secs has no effect without --model-control-mode=poll")
+        return list(dict.fromkeys(found))  # a flag may be one of several plug-ins
+
+    def check_ports(self) -> None:
+        """Raise InvalidArgument where two front ends would listen on one port."""
+        settings = [self.plugin_settings(plugin) for plugin in self.plugins.usable()]
+        places = [place for s in settings if isinstance(s, Listens) for place in s.listening()]
+        if fault := clash(places):
+            raise InvalidArgument(fault)
+
+    def loader(self, custom: CustomMetrics | None = None) -> Loader:
+        """A loader with every usable backend; `custom` takes the metrics that models declare.
+        Raises InvalidArgument for wrong plug-in settings."""
         offers = [
-            Offer(backend, self.plugins.settings(plugin, self.flags.get(plugin.name, {})))
+            Offer(backend, self.plugin_settings(plugin))
             for plugin in self.plugins.usable()
             for backend in plugin.backends
         ]
+        strict = self.settings.disable_auto_complete_config or self.settings.strict_model_config
         settings = LoaderSettings(
             self.settings.model_config_name,
-            not self.settings.disable_auto_complete_config,
+            not strict,
             self.settings.log_verbose > 0,
+            parse_metrics_config(self.settings.metrics_config),
         )
-        return Loader(offers, settings)
+        return Loader(offers, settings, custom)
+
+
+class Serving:
+    """The models and front ends of one server, without signals: what `microkernel run` and the
+    in-process API start and stop alike. `port` is what its callers use. Made and used on a running
+    loop."""
+
+    def __init__(self, setup: Setup) -> None:
+        """Raises InvalidArgument for settings that cannot be right."""
+        self._settings = setup.settings
+        self._wanted = _wanted(setup.settings)
+        self._table = ModelTable()
+        repositories, page = _repositories(setup.settings), MetricsPage(setup.settings)
+        self._catalogue = Catalogue(
+            repositories,
+            setup.loader(page.custom),
+            self._table,
+            setup.settings.model_load_thread_count,
+            setup.settings.model_load_retry_count,
+        )
+        self._poller = Poller(repositories, self._catalogue)
+        self._tracer = start_tracing(setup.settings, os.environ)
+        self.port = KernelServer(
+            self._table, self._catalogue, setup.log, setup.settings, self._tracer, page
+        )
+        self._frontends: list[tuple[Frontend, bool]] = []
+
+    async def load(self) -> list[str]:
+        """Load the models wanted at start; from then on the server is live. The models that failed
+        where that is no way to go on (`exit_on_error`), and the server is not live then. Raises
+        InvalidArgument where a repository or a wanted model is missing."""
+        polls = self._settings.model_control_mode == "poll"
+        if polls:
+            await self._poller.begin()
+        await self._catalogue.load_all(self._wanted)
+        self._show_models()
+        failed = self._table.failures() if self._settings.exit_on_error else []
+        if not failed:
+            self.port.started()
+            if polls:
+                self._poller.start(self._settings.repository_poll_secs)
+        return failed
+
+    def _show_models(self) -> None:
+        rows = [
+            {"model": m.name, "version": m.version, "state": m.state, "reason": m.reason}
+            for m in self._table.index(ready=False)
+        ]
+        log.info("models" if rows else "no models", table=rows)
+
+    async def listen(self, frontend: Frontend, *, last: bool = False) -> bool:
+        """Start a front end; False where it is switched off. It is stopped with the server, after
+        the models where it is `last`. Raises Unavailable when its address is taken."""
+        if (line := await frontend.start()) is None:
+            return False
+        self._frontends.append((frontend, last))
+        log.info(line)
+        return True
+
+    async def hang_up(self, frontend: Frontend) -> None:
+        """Stop one front end ahead of the others; one that is stopped already is left alone."""
+        for entry in [entry for entry in self._frontends if entry[0] is frontend]:
+            self._frontends.remove(entry)
+            await frontend.stop(self._limit + GRACE)
+
+    @property
+    def _limit(self) -> float:
+        return float(max(0, self._settings.exit_timeout_secs))
+
+    async def stop(self) -> bool:
+        """Stop listening, finish what was accepted, stop the models; whether all was finished."""
+        self.port.exiting()
+        await self._poller.stop()
+        early = [f.stop(self._limit + GRACE) for f, last in self._frontends if not last]
+        closing = asyncio.gather(*early, return_exceptions=True)
+        in_time = await self._catalogue.drain(self._limit)
+        await _report(closing)
+        await self._catalogue.stop()
+        late = [f.stop(GRACE) for f, last in self._frontends if last]
+        await _report(asyncio.gather(*late, return_exceptions=True))
+        await self._tracer.close(TRACE_SECONDS)
+        if in_time:
+            log.info("stopped")
+        else:
+            log.error("Exit timeout expired. Exiting immediately.", seconds=self._limit)
+        return in_time
 
 
 class App:
-    """One run of the server."""
+    """One run of the server until a signal comes."""
 
     def __init__(self, setup: Setup) -> None:
+        """Logs what is doubtful about the settings. Raises InvalidArgument for those that cannot be
+        right."""
+        for doubt in setup.doubts():
+            log.warning(doubt)
+        setup.check_ports()
         self._setup = setup
-        self._settings = setup.settings
-        self._table = ModelTable()
-        self._catalogue = Catalogue(
-            _repositories(self._settings),
-            setup.loader(),
-            self._table,
-            self._settings.model_load_thread_count,
-        )
-        self._server = KernelServer(self._table, self._catalogue, setup.log, setup.settings)
+        self._serving = Serving(setup)
         self._stopping = asyncio.Event()
-        self._frontends: list[tuple[Frontend, bool]] = []
 
     async def run(self) -> int:
         """Serve until a signal comes; the exit code.
@@ -79,14 +200,15 @@ class App:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, self._signalled, signal.Signals(number).name)
-        wanted = _wanted(self._settings)
+        if (file := self._setup.log.file) is not None:
+            loop.add_signal_handler(signal.SIGHUP, _reopen, file)
         code = 1
         try:
-            if await self._start(wanted):
+            if await self._start():
                 await self._stopping.wait()
                 code = 0
         finally:
-            if not await self._stop():
+            if not await self._serving.stop():
                 code = 1
         return code
 
@@ -97,11 +219,11 @@ class App:
         log.info("stopping", signal=name)
         self._stopping.set()
 
-    async def _start(self, wanted: Sequence[str] | None) -> bool:
+    async def _start(self) -> bool:
         """Load the models and listen. False where something went wrong; a signal that comes while
         models are loaded ends the loading and is nothing wrong."""
         began = time.monotonic()
-        loading = asyncio.ensure_future(self._catalogue.load_all(wanted))
+        loading = asyncio.ensure_future(self._serving.load())
         stopping = asyncio.ensure_future(self._stopping.wait())
         await asyncio.wait({loading, stopping}, return_when=asyncio.FIRST_COMPLETED)
         stopping.cancel()
@@ -109,51 +231,30 @@ class App:
             loading.cancel()
             await asyncio.gather(loading, return_exceptions=True)
             return True
-        await loading
-        self._show_models()
-        if self._settings.exit_on_error and (failed := self._table.failures()):
+        if failed := await loading:
             log.error("failed to load all models; --exit-on-error=false would go on", models=failed)
             return False
-        self._server.started()
         await self._listen()
         log.info("server started", seconds=round(time.monotonic() - began, 3))
         return True
 
-    def _show_models(self) -> None:
-        rows = [
-            {"model": m.name, "version": m.version, "state": m.state, "reason": m.reason}
-            for m in self._table.index(ready=False)
-        ]
-        log.info("models" if rows else "no models", table=rows)
-
     async def _listen(self) -> None:
+        listening = False
         for plugin in self._setup.plugins.usable():
-            flags = self._setup.flags.get(plugin.name, {})
+            settings = self._setup.plugin_settings(plugin)
             for kind in plugin.frontends:
-                settings = self._setup.plugins.settings(plugin, flags)
-                frontend = kind.factory(self._server, settings)
-                if (line := await frontend.start()) is not None:
-                    self._frontends.append((frontend, kind.last))
-                    log.info(line)
-        if not self._frontends:
+                frontend = kind.factory(self._serving.port, settings)
+                listening |= await self._serving.listen(frontend, last=kind.last)
+        if not listening:
             log.warning("no protocol listens; see `microkernel plugins`")
 
-    async def _stop(self) -> bool:
-        """Stop listening, finish what was accepted, stop the models; whether all was finished."""
-        limit = float(max(0, self._settings.exit_timeout_secs))
-        self._server.exiting()
-        early = [f.stop(limit + GRACE) for f, last in self._frontends if not last]
-        closing = asyncio.gather(*early, return_exceptions=True)
-        in_time = await self._catalogue.drain(limit)
-        await _report(closing)
-        await self._catalogue.stop()
-        late = [f.stop(GRACE) for f, last in self._frontends if last]
-        await _report(asyncio.gather(*late, return_exceptions=True))
-        if in_time:
-            log.info("stopped")
-        else:
-            log.error("Exit timeout expired. Exiting immediately.", seconds=limit)
-        return in_time
+
+def _reopen(file: LogFile) -> None:
+    """SIGHUP: the log's file was moved away, as log rotation does."""
+    if reason := file.reopen():
+        log.error("the log file cannot be opened again", file=file.path, reason=reason)
+    else:
+        log.info("log file opened again", file=file.path)
 
 
 async def _report(closing: "asyncio.Future[list[BaseException | None]]") -> None:

@@ -35,8 +35,10 @@ class Sender(Protocol):
 
     def send(self, response: Outcome | None, *, final: bool) -> None:
         """Send a response or an error, or nothing but the news that there will be no more
-        (`None`, which must be `final`). Blocks while the client reads too slowly; the data may be
-        reused when this returns. Raises InvalidArgument after the final one."""
+        (`None`, which must be `final`). Blocks while the client reads too slowly, unless it is
+        final; the data may be reused when this returns. What is sent while `cancelled` is dropped,
+        and a response of more than 256 MiB becomes an error. Raises InvalidArgument after the final
+        one."""
         ...
 
     def cancelled(self) -> bool:
@@ -118,7 +120,8 @@ class BackendType:
     `requires` names the modules that must be importable for the backend to be available, and
     `extra` the extra of the distribution that brings them. `cpu_instances` is the number of
     instances of a CPU group that gives no count. `gpu` says whether instances can be placed on
-    GPUs.
+    GPUs. `ignored_settings` are keys of Triton's `--backend-config` that mean nothing here, each
+    with the reason, which a warning gives.
     """
 
     name: str
@@ -132,3 +135,4 @@ class BackendType:
     extra: str = ""
     cpu_instances: int = 1
     gpu: bool = False
+    ignored_settings: Mapping[str, str] = field(default_factory=dict)

@@ -4,7 +4,7 @@ The kernel gathers every request's data for an input into one contiguous region,
 tensor and the request's own part of it are both views on the same bytes.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from microkernel.errors import Internal
@@ -19,12 +19,16 @@ class Batch(Sequence[InferRequest]):
     `requests` are in arrival order, their tensors views that are valid until `execute` returns.
     `stacked` holds the whole batch per input name: the first request's shape with the first
     dimensions summed; for a model that does not batch, the only request's own tensors. `sizes` is
-    each request's first dimension, 1 where the model does not batch.
+    each request's first dimension, 1 where the model does not batch. `first` is the number of the
+    first request, which the others follow, and `gone` the numbers of those that nobody waits for,
+    kept up to date while the batch runs; see `cancelled`.
     """
 
     requests: Sequence[InferRequest]
     stacked: Mapping[str, Tensor]
     sizes: Sequence[int]
+    first: int = 0
+    gone: Container[int] = ()
 
     def __len__(self) -> int:
         return len(self.requests)
@@ -39,6 +43,11 @@ class Batch(Sequence[InferRequest]):
     def size(self) -> int:
         """The sum of `sizes`."""
         return sum(self.sizes)
+
+    def cancelled(self, index: int) -> bool:
+        """Whether nobody waits any more for the answer to the request at that place. It may be
+        asked from any thread at any time until `execute` returns."""
+        return self.first + index in self.gone
 
     def split(self, outputs: Sequence[Tensor]) -> list[InferResponse]:
         """One response per request from outputs that cover the whole batch, cut along their first

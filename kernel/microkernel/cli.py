@@ -8,6 +8,7 @@ import asyncio
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from importlib.metadata import version as package_version
 from itertools import zip_longest
 from pathlib import Path
@@ -19,7 +20,7 @@ from microkernel import app, log
 from microkernel.app import Setup
 from microkernel.check import check as check_repository
 from microkernel.errors import MicrokernelError
-from microkernel.options import Option, build, options_of
+from microkernel.options import NO_EFFECT, Option, build, options_of
 from microkernel.plugins import Plugins, discover
 from microkernel.settings import ServerSettings
 
@@ -28,6 +29,9 @@ _PLUGINS = "microkernel.plugins"
 
 _SERVER = ""
 """Whose flags: the server's own, under no plug-in's name."""
+
+_FIRST_GROUPS = ("Server", "Models", "Logging", "HTTP", "gRPC", "Metrics", "Tracing")
+"""The groups of flags in the order in which `--help` shows them; others follow."""
 
 
 class _Verbosity(click.ParamType[int]):
@@ -43,12 +47,37 @@ class _Verbosity(click.ParamType[int]):
             self.fail(f"{value!r} is not a number", param, ctx)
 
 
-def _type(kind: type[object], spec: Option) -> Any:
+class _Checked(click.ParamType[Any]):
+    """A value of some type that must pass the check of its option."""
+
+    def __init__(self, base: click.ParamType[Any], spec: Option) -> None:
+        self.name = base.name
+        self._base = base
+        self._fault = replace(spec, many=False).fault
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        converted = self._base.convert(value, param, ctx)
+        if fault := self._fault(converted):
+            self.fail(f"{value!r} {fault}", param, ctx)
+        return converted
+
+
+class _Flag(click.Option):
+    """A flag, and the group of flags it is shown in."""
+
+    def __init__(self, *declaration: Any, group: str, **attributes: Any) -> None:
+        super().__init__(*declaration, **attributes)
+        self.group = group
+
+
+def _type(kind: type[object], spec: Option) -> click.ParamType[Any]:
     if spec.choices:
         return click.Choice(spec.choices)
+    types: dict[type[object], click.ParamType[Any]] = {bool: click.BOOL, int: click.INT}
+    base = types.get(kind) or (click.FLOAT if kind is float else click.STRING)
     if spec.flag == "--log-verbose":
-        return _Verbosity()
-    return {bool: click.BOOL, int: click.INT, float: click.FLOAT}.get(kind, click.STRING)
+        base = _Verbosity()
+    return base if spec.check is None else _Checked(base, spec)
 
 
 def _parameters(owner: str, settings: type[object]) -> Iterator[click.Option]:
@@ -59,13 +88,14 @@ def _parameters(owner: str, settings: type[object]) -> Iterator[click.Option]:
             continue
         given: dict[str, Any] = {"flag_value": "true", "is_flag": False} if kind is bool else {}
         shown = str(default).lower() if kind is bool else default
-        about = spec.about if default in ((), "") else f"{spec.about} [default: {shown}]"
-        yield click.Option(
+        told = default not in ((), "") and not (spec.no_effect or spec.deprecated)
+        yield _Flag(
             [*spec.flag.split(), _prefix(owner) + name],
             type=_type(kind, spec),
             multiple=spec.many,
             default=None,
-            help=about,
+            help=f"{spec.about} [default: {shown}]" if told else spec.about,
+            group=spec.group or owner,
             **given,
         )
 
@@ -93,14 +123,30 @@ class _Run(click.Command):
         for plugin in plugins.all:
             if plugin.settings_type is not None:
                 params += _parameters(plugin.name, plugin.settings_type)
-        return [*params, *super().get_params(ctx)]
+        return _once([*params, *super().get_params(ctx)])
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the flags in groups: those of the server, of plug-ins, and what has no effect."""
+        groups: dict[str, list[tuple[str, str]]] = {group: [] for group in _FIRST_GROUPS}
+        for param in self.get_params(ctx):
+            record = param.get_help_record(ctx)
+            if record is not None:
+                group = param.group if isinstance(param, _Flag) else _FIRST_GROUPS[0]
+                groups.setdefault(group, []).append(record)
+        last = {NO_EFFECT: groups.pop(NO_EFFECT, [])}
+        for group, records in (groups | last).items():
+            if records:
+                with formatter.section(group):
+                    formatter.write_dl(records)
 
     def invoke(self, ctx: click.Context) -> int:
         values = {key: value for key, value in ctx.params.items() if value not in (None, ())}
+        given = {p.opts[0]: values[p.name] for p in self.get_params(ctx) if p.name in values}
         plugins: Plugins = ctx.meta[_PLUGINS]
-        settings = build(ServerSettings, _of(_SERVER, values), "command line")
+        wanted = {**plugins.presets(ServerSettings), **_of(ServerSettings, given)}
+        settings = build(ServerSettings, wanted, "command line")
         control = log.configure(settings)
-        flags = {plugin.name: _of(plugin.name, values) for plugin in plugins.all}
+        flags = {p.name: _of(p.settings_type, given) for p in plugins.all if p.settings_type}
         return app.run(Setup(settings, plugins, flags, control))
 
 
@@ -116,10 +162,18 @@ def _plugins_file(args: Sequence[str]) -> Path | None:
     return None
 
 
-def _of(owner: str, values: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of one owner's flags, by field name."""
-    prefix = _prefix(owner)
-    return {k.removeprefix(prefix): v for k, v in values.items() if k.startswith(prefix)}
+def _once(params: Sequence[click.Parameter]) -> list[click.Parameter]:
+    """A flag that several plug-ins declare is one flag, meant for each of them."""
+    found: dict[str, click.Parameter] = {}
+    for param in params:
+        found.setdefault(param.opts[0], param)
+    return list(found.values())
+
+
+def _of(settings: type[object], given: Mapping[str, Any]) -> dict[str, Any]:
+    """The values, given by flag, of one settings class, by field name."""
+    known = options_of(settings).items()
+    return {name: given[spec.first] for name, (_, spec, _) in known if spec.first in given}
 
 
 def _prefix(owner: str) -> str:

@@ -7,7 +7,7 @@ one is used.
 """
 
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import pluggy
 
@@ -21,6 +21,7 @@ hookspec = pluggy.HookspecMarker(PROJECT)
 hookimpl = pluggy.HookimplMarker(PROJECT)
 
 RegisterOptions: TypeAlias = Callable[[type[object]], None]
+RegisterPreset: TypeAlias = Callable[[str, Any], None]
 RegisterBackend: TypeAlias = Callable[[BackendType], None]
 
 
@@ -47,6 +48,13 @@ def register_options(register: RegisterOptions) -> None:
     """Declare the plug-in's settings: a frozen dataclass of `option()` fields. They become flags of
     `microkernel run` and keys of the plug-in's table in `plugins.toml`; one object of the class
     goes to each factory."""
+
+
+@hookspec
+def register_presets(register: RegisterPreset) -> None:
+    """Change the defaults of flags by where the server runs: `register("--http-port", 80)`. They
+    may be those of the server and of other plug-ins; a flag that nobody has is left out. What the
+    operator says, in `plugins.toml` or by a flag, beats it."""
 
 
 @hookspec

@@ -10,6 +10,8 @@ import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
 from microkernel.errors import InvalidArgument
+from microkernel.log_file import Console, LogFile
+from microkernel.origin import origin
 from microkernel.port import LogChanges, LogSettings
 from microkernel.settings import ServerSettings
 
@@ -18,10 +20,12 @@ FORMATS = ("default", "ISO8601")
 
 
 class LogControl:
-    """The settings of the log in force; they can be changed while the server runs."""
+    """The settings of the log in force; they can be changed while the server runs. `file` is where
+    lines go, None for the console."""
 
-    def __init__(self, settings: LogSettings) -> None:
+    def __init__(self, settings: LogSettings, file: LogFile | None = None) -> None:
         self.settings = settings
+        self.file = file
 
     def change(self, changes: LogChanges) -> LogSettings:
         """Change what is given; the settings then. Raises InvalidArgument for an unknown format."""
@@ -36,19 +40,22 @@ class LogControl:
         return self.settings
 
 
-def configure(settings: ServerSettings, stream: TextIO = sys.stderr) -> LogControl:
-    """Send structlog's lines and those of the standard `logging` to `stream`."""
-    terminal = stream.isatty()
+def configure(
+    settings: ServerSettings, stream: TextIO = sys.stderr, *, embedded: bool = False
+) -> LogControl:
+    """Send structlog's lines and those of the standard `logging` to the settings' file, or without
+    one to `stream`; where the server is `embedded` in somebody's program, only the server's own,
+    and those as the program has them where it has set up structlog itself.
+
+    Raises InvalidArgument where the file cannot be written.
+    """
+    if embedded and _set_up_elsewhere():
+        return LogControl(_shown(settings))
+    file = LogFile(settings.log_file) if settings.log_file else None
+    control = LogControl(_shown(settings), file)
+    sink: Any = file or Console(stream)
+    terminal = sink.isatty()
     human = settings.log_format == "console" or (settings.log_format != "json" and terminal)
-    control = LogControl(
-        LogSettings(
-            log_info=settings.log_info,
-            log_warning=settings.log_warning,
-            log_error=settings.log_error,
-            log_verbose_level=settings.log_verbose,
-            log_format="ISO8601" if settings.log_format == "ISO8601" else "default",
-        )
-    )
     final: list[Processor]
     if human:
         final = [_lay_out_tables, structlog.dev.ConsoleRenderer(colors=terminal)]
@@ -62,15 +69,33 @@ def configure(settings: ServerSettings, stream: TextIO = sys.stderr) -> LogContr
             structlog.contextvars.merge_contextvars,
             structlog.processors.add_log_level,
             _Switches(control),
+            _add_origin,
             _Stamp(control, human=human),
             *final,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.DEBUG),
-        logger_factory=structlog.WriteLoggerFactory(file=stream),
+        logger_factory=structlog.WriteLoggerFactory(file=sink),
         cache_logger_on_first_use=False,
     )
-    _forward_standard_logging()
+    if not embedded:
+        _forward_standard_logging()
     return control
+
+
+def _shown(settings: ServerSettings) -> LogSettings:
+    return LogSettings(
+        log_file=settings.log_file,
+        log_info=settings.log_info,
+        log_warning=settings.log_warning,
+        log_error=settings.log_error,
+        log_verbose_level=settings.log_verbose,
+        log_format="ISO8601" if settings.log_format == "ISO8601" else "default",
+    )
+
+
+def _set_up_elsewhere() -> bool:
+    processors = structlog.get_config()["processors"]
+    return structlog.is_configured() and not any(isinstance(p, _Switches) for p in processors)
 
 
 class _Switches:
@@ -90,6 +115,13 @@ class _Switches:
         if not on.get(event["level"], True):
             raise structlog.DropEvent
         return event
+
+
+def _add_origin(logger: WrappedLogger, method: str, event: EventDict) -> EventDict:
+    """Say whose requests the thread works for; what the line says itself stands."""
+    for name, value in origin().items():
+        event.setdefault(name, value)
+    return event
 
 
 class _Stamp:

@@ -8,6 +8,7 @@ import importlib.util
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from microkernel.backend import BackendType
 from microkernel.errors import InvalidArgument
 from microkernel.frontend import FrontendFactory
 from microkernel.hookspecs import ENTRY_POINT_GROUP, PROJECT, RegisterFrontend
-from microkernel.options import build
+from microkernel.options import build, options_of
 
 DEFAULT_FILE = Path("plugins.toml")
 
@@ -45,6 +46,7 @@ class Plugin:
     enabled: bool = True
     error: str = ""
     settings_type: type[object] | None = None
+    presets: dict[str, Any] = field(default_factory=dict)
     backends: list[BackendType] = field(default_factory=list)
     frontends: list[FrontendType] = field(default_factory=list)
 
@@ -99,8 +101,9 @@ class Plugins:
         return {key: value for key, value in table.items() if key != "enabled"}
 
     def settings(self, plugin: Plugin, flags: Mapping[str, Any]) -> Any:
-        """The plug-in's settings object: a flag beats the file, the file the default; None where
-        the plug-in declares none. Raises InvalidArgument naming file and key."""
+        """The plug-in's settings object: a flag beats the file, the file the presets, and they the
+        defaults; None where the plug-in declares none. Raises InvalidArgument naming file and
+        key."""
         source = f"{self._file}: [plugins.{plugin.name}]"
         values = self.values(plugin)
         if plugin.settings_type is None:
@@ -108,7 +111,32 @@ class Plugins:
                 raise InvalidArgument(f"{source}: unknown key '{next(iter(values))}'; no keys here")
             return None
         build(plugin.settings_type, values, source)
-        return build(plugin.settings_type, {**values, **flags}, "command line")
+        given = {**self.presets(plugin.settings_type), **values, **flags}
+        return build(plugin.settings_type, given, "command line")
+
+    def presets(self, settings: type[object]) -> dict[str, Any]:
+        """What holds in place of the defaults of a settings class: what plug-ins say for where the
+        server runs, and what the file says, in any plug-in's table, of a flag that is shared.
+        Raises InvalidArgument for a value that cannot be."""
+        found = {
+            name: self._by_flag[flag]
+            for name, (_, spec, _) in options_of(settings).items()
+            if (flag := spec.first) in self._by_flag
+        }
+        build(settings, found, "preset of a plug-in")
+        return found
+
+    @cached_property
+    def _by_flag(self) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for plugin in self.usable():
+            found |= plugin.presets
+        for plugin in self.all:
+            known = options_of(plugin.settings_type) if plugin.settings_type else {}
+            values = self.values(plugin)
+            found |= {known[key][1].first: values[key] for key in values.keys() & known.keys()}
+        found.pop("", None)
+        return found
 
 
 def discover(file: Path | None = None) -> Plugins:
@@ -185,11 +213,12 @@ def _ask(point: EntryPoint, enabled: bool) -> Plugin:
         manager.check_pending()
         hook: Any = manager.hook
         hook.register_options(register=_keeper(plugin))
+        hook.register_presets(register=plugin.presets.__setitem__)
         hook.register_backends(register=plugin.backends.append)
         hook.register_frontends(register=_FrontendRegister(plugin))
     except (Exception, SystemExit) as error:  # noqa: BLE001 - one plug-in must not stop all
         plugin.error = f"cannot be used: {type(error).__name__}: {error}"
-        plugin.backends, plugin.frontends = [], []
+        plugin.backends, plugin.frontends, plugin.presets = [], [], {}
     return plugin
 
 

@@ -70,6 +70,17 @@ class SystemRegion:
 
 
 @dataclass(frozen=True, slots=True)
+class CudaRegion:
+    """A region of a GPU's memory that a client registers: the first `byte_size` bytes of the
+    allocation behind `raw_handle`, a handle of CUDA's inter-process communication."""
+
+    name: str
+    raw_handle: bytes
+    device_id: int
+    byte_size: int
+
+
+@dataclass(frozen=True, slots=True)
 class LogSettings:
     """What is logged: the file ("" for the console), the severities, the verbosity, the form
     (`default` or `ISO8601`)."""
@@ -144,9 +155,9 @@ class Port(Protocol):
         response lives.
 
         Raises NotFound or Unavailable for a model that does not serve, InvalidArgument for a
-        request that does not fit the model's configuration, Unsupported for a decoupled model,
-        Unavailable when a queue or a worker gave the request up, and whatever error the backend
-        answered. Cancelling the call abandons the request.
+        request that does not fit the model's configuration, Unsupported for a decoupled model
+        that does not answer exactly once, Unavailable when a queue or a worker gave the request up,
+        and whatever error the backend answered. Cancelling the call abandons the request.
         """
         ...
 
@@ -162,11 +173,14 @@ class Port(Protocol):
 
     async def begin_trace(self, request: InferRequest, context: TraceContext) -> Trace | None:
         """The trace to put on a request before it is run, by the settings of its model; None for
-        one that is not sampled. A valid W3C `context` in OpenTelemetry mode forces sampling."""
+        one that is not sampled. A valid W3C `context` in OpenTelemetry mode forces sampling. A
+        request whose `trace` is set is made on behalf of the one which that trace is of: it gets
+        a trace of its own, the child of that one, whatever the settings say."""
         ...
 
     async def end_trace(self, trace: Trace) -> None:
-        """The request is answered and nothing more will be recorded: hand the trace in."""
+        """The request is answered and nothing more will be recorded: hand the trace in. One that
+        has been handed in before is left alone."""
         ...
 
     async def trace_settings(
@@ -213,11 +227,16 @@ class Port(Protocol):
         ...
 
     async def load_model(
-        self, name: str, config: str | None = None, files: Mapping[str, bytes] | None = None
+        self,
+        name: str,
+        config: str | None = None,
+        files: Mapping[str, bytes] | None = None,
+        directory: str = "",
     ) -> None:
         """Load a model, or load it again if it changed; returns when it serves. `config` is a
         configuration as JSON text in place of the repository's, `files` the model's files by their
-        path below its directory in place of the repository's directory.
+        path below its directory in place of the repository's directory. With `directory` the model
+        that lies there goes by `name`, whatever its configuration says, until it is unloaded.
 
         Raises Unavailable unless the control mode is explicit, InvalidArgument for a name that
         cannot be one and where a version does not come up, and Internal where there is no such
@@ -248,6 +267,21 @@ class Port(Protocol):
     async def unregister_system_shared_memory(self, name: str = "") -> None:
         """Forget a region, or all of them; requests that use it go on. Raises Unsupported unless
         `--allow-client-shm`."""
+        ...
+
+    async def register_cuda_shared_memory(self, region: CudaRegion) -> None:
+        """Register a region of a GPU's memory; names are shared with the system's regions. Raises
+        Unsupported unless `--allow-client-shm`, InvalidArgument without a name, without GPUs and
+        for a handle, device or size that cannot be one, AlreadyExists for a name that is taken, and
+        Internal where the handle cannot be opened."""
+        ...
+
+    async def cuda_shared_memory(self, name: str = "") -> Sequence[CudaRegion]:
+        """The registered regions of GPUs, or the one of that name. Raises NotFound."""
+        ...
+
+    async def unregister_cuda_shared_memory(self, name: str = "") -> None:
+        """As `unregister_system_shared_memory`, for regions of GPUs."""
         ...
 
     async def metrics(self) -> bytes:

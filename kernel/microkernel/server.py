@@ -1,17 +1,21 @@
 """The server: the port's implementation over the model table."""
 
 from collections.abc import Mapping, Sequence
-from copy import deepcopy
 from importlib.metadata import version as package_version
+from pathlib import Path
 
 import structlog
 
 from microkernel.config.model import ModelConfig, ModelInput, ModelOutput
-from microkernel.errors import InvalidArgument, Unavailable, Unsupported
+from microkernel.errors import InvalidArgument, NotFound, Unavailable, Unsupported
 from microkernel.log import LogControl
+from microkernel.metrics.custom import CustomMetrics
+from microkernel.metrics.models import Series, labels_of
+from microkernel.metrics.page import MetricsPage
 from microkernel.models.catalogue import Catalogue, check_name, not_polled
 from microkernel.models.table import ModelTable
 from microkernel.port import (
+    CudaRegion,
     LogChanges,
     LogSettings,
     ModelIndex,
@@ -31,6 +35,7 @@ from microkernel.settings import ServerSettings
 from microkernel.shared_memory import SharedMemory
 from microkernel.tensor import BY_CONFIG_NAME
 from microkernel.trace import Trace
+from microkernel.tracing.tracer import Tracer
 
 log = structlog.get_logger()
 
@@ -39,9 +44,11 @@ EXTENSIONS = (
     "model_repository",
     "model_configuration",
     "system_shared_memory",
+    "cuda_shared_memory",
     "binary_tensor_data",
     "parameters",
     "statistics",
+    "trace",
     "logging",
 )
 """The protocol extensions that are offered, in Triton's order."""
@@ -51,7 +58,13 @@ class KernelServer:
     """Answers every call of the port; see `microkernel.port.Port`."""
 
     def __init__(
-        self, table: ModelTable, catalogue: Catalogue, log: LogControl, settings: ServerSettings
+        self,
+        table: ModelTable,
+        catalogue: Catalogue,
+        log: LogControl,
+        settings: ServerSettings,
+        tracer: Tracer | None = None,
+        page: MetricsPage | None = None,
     ) -> None:
         self._table = table
         self._catalogue = catalogue
@@ -60,16 +73,25 @@ class KernelServer:
         self._strict = settings.strict_readiness
         self._explicit = settings.model_control_mode == "explicit"
         self._memory = SharedMemory(allowed=settings.allow_client_shm)
+        self._metrics = page or MetricsPage(settings)
+        self._tracer = tracer or Tracer()
         self._started = False
         self._exiting = False
 
     def started(self) -> None:
         """Loading is over: the server is live."""
         self._started = True
+        self._metrics.start()
 
     def exiting(self) -> None:
         """From now on the server is not healthy; requests are still answered."""
         self._exiting = True
+        self._metrics.stop()
+
+    @property
+    def custom_metrics(self) -> CustomMetrics:
+        """The families that models, and the program around the server, declare."""
+        return self._metrics.custom
 
     async def infer(self, request: InferRequest) -> InferResponse:
         """See `Port.infer`."""
@@ -81,20 +103,33 @@ class KernelServer:
     async def stream(self, request: InferRequest) -> ResponseStream:
         """See `Port.stream`."""
         model = self._table.find(request.model_name, request.version)
+        if request.shared_inputs or request.shared_outputs:
+            return await self._memory.stream(request, model.stream)
         return await model.stream(request)
 
     async def begin_trace(self, request: InferRequest, context: TraceContext) -> Trace | None:
-        """See `Port.begin_trace`; nothing is traced yet."""
-        return None
+        """See `Port.begin_trace`."""
+        if not self._tracer.active and request.trace is None:
+            return None
+        try:
+            model = self._table.find(request.model_name, request.version)
+        except (NotFound, Unavailable):
+            return None  # running the request says what is wrong
+        return self._tracer.begin(request, model.version, context)
 
     async def end_trace(self, trace: Trace) -> None:
         """See `Port.end_trace`."""
+        self._tracer.end(trace)
 
     async def trace_settings(
         self, model: str = "", changes: TraceChanges | None = None
     ) -> TraceSettings:
         """See `Port.trace_settings`."""
-        raise Unsupported("tracing is not offered")
+        if model and not self._table.ready(model):
+            raise InvalidArgument(f"Request for unknown model : {model}")
+        if changes is not None and changes.values:
+            self._tracer.change(model, changes)
+        return self._tracer.settings(model)
 
     async def live(self) -> bool:
         """See `Port.live`."""
@@ -136,11 +171,11 @@ class KernelServer:
 
     async def repository_index(self, *, ready: bool = False) -> Sequence[ModelIndex]:
         """See `Port.repository_index`."""
-        return self._table.index(ready=ready)
+        return self._table.index(ready=True) if ready else await self._catalogue.index()
 
     async def statistics(self, name: str = "", version: int = LATEST) -> Sequence[ModelStatistics]:
         """See `Port.statistics`."""
-        models = [m for m in self._table.loaded_versions() if m.ready]
+        models = [m for m in self._table.serving() if m.ready]
         if name:
             models = [m for m in models if m.config.name == name]
             if not models:
@@ -151,10 +186,14 @@ class KernelServer:
                 raise InvalidArgument(
                     f"requested model version is not available for model '{name}'"
                 )
-        return [ModelStatistics(m.config.name, str(m.version), deepcopy(m.stats)) for m in models]
+        return [ModelStatistics(m.config.name, str(m.version), m.stats.copy()) for m in models]
 
     async def load_model(
-        self, name: str, config: str | None = None, files: Mapping[str, bytes] | None = None
+        self,
+        name: str,
+        config: str | None = None,
+        files: Mapping[str, bytes] | None = None,
+        directory: str = "",
     ) -> None:
         """See `Port.load_model`."""
         self._check_explicit()
@@ -164,12 +203,30 @@ class KernelServer:
         except InvalidArgument as error:
             log.error("bad load request", model=name, reason=str(error))  # noqa: TRY400
             raise not_polled(name) from None
-        await self._catalogue.load(name, override)
+        await self._catalogue.load(name, override, Path(directory) if directory else None)
 
     async def unload_model(self, name: str, *, unload_dependents: bool = False) -> None:
         """See `Port.unload_model`. No model depends on another yet."""
         self._check_explicit()
         await self._catalogue.unload(name)
+
+    async def register_repository(self, repository: Path) -> None:
+        """Look for models in one more repository. Raises Unsupported unless the control mode is
+        explicit, AlreadyExists for one that is known, InvalidArgument for one that is not there."""
+        self._check_registration()
+        await self._catalogue.register(repository)
+
+    async def unregister_repository(self, repository: Path) -> None:
+        """Look there no more; what was loaded from it goes on serving. Raises Unsupported unless
+        the control mode is explicit, and NotFound."""
+        self._check_registration()
+        self._catalogue.unregister(repository)
+
+    def _check_registration(self) -> None:
+        if not self._explicit:
+            raise Unsupported(
+                "repository registration is not allowed if model control mode is not EXPLICIT"
+            )
 
     def _check_explicit(self) -> None:
         if not self._explicit:
@@ -187,24 +244,31 @@ class KernelServer:
         """See `Port.unregister_system_shared_memory`."""
         self._memory.unregister(name)
 
+    async def register_cuda_shared_memory(self, region: CudaRegion) -> None:
+        """See `Port.register_cuda_shared_memory`."""
+        await self._memory.register_cuda(region)
+
+    async def cuda_shared_memory(self, name: str = "") -> Sequence[CudaRegion]:
+        """See `Port.cuda_shared_memory`."""
+        return self._memory.cuda_status(name)
+
+    async def unregister_cuda_shared_memory(self, name: str = "") -> None:
+        """See `Port.unregister_cuda_shared_memory`."""
+        self._memory.unregister_cuda(name)
+
     async def log_settings(self, changes: LogChanges | None = None) -> LogSettings:
         """See `Port.log_settings`."""
         return self._log.settings if changes is None else self._log.change(changes)
 
     async def metrics(self) -> bytes:
         """See `Port.metrics`."""
-        from microkernel.metrics import Series, page  # noqa: PLC0415 - imports prometheus_client
-
-        return page(
-            Series(
-                {
-                    "model": model.config.name,
-                    "version": str(model.version),
-                    **{f"_{tag}": value for tag, value in model.config.metric_tags.items()},
-                },
-                model.stats,
-            )
-            for model in self._table.loaded_versions()
+        await self._metrics.ready()
+        gpus = self._metrics.gpus
+        return await self._metrics.render(
+            [
+                Series(labels_of(model.config, model.version, gpus), model.stats)
+                for model in self._table.loaded_versions()
+            ]
         )
 
 

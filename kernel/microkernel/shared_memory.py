@@ -1,97 +1,45 @@
-"""Regions of shared memory that clients register, to read inputs from and write outputs to.
+"""Regions of shared memory that clients register, to read inputs from and write outputs to."""
 
-A region is read and written through its descriptor and never mapped: a client may truncate its
-object at any time, and touching a mapping beyond the end would kill the server.
-"""
-
-import mmap
-import os
-import re
+import asyncio
 import weakref
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
+from functools import partial
 from typing import TypeAlias
 
-from microkernel.errors import AlreadyExists, Internal, InvalidArgument, NotFound, Unsupported
-from microkernel.port import SystemRegion
+from microkernel.cuda_ipc import CudaDriver, cuda_driver
+from microkernel.errors import (
+    AlreadyExists,
+    InvalidArgument,
+    NotFound,
+    Unsupported,
+)
+from microkernel.port import CudaRegion, SystemRegion
+from microkernel.regions import OpenCudaRegion, OpenSystemRegion, Region, check_key
 from microkernel.request import InferRequest, InferResponse, RegionPart
-from microkernel.tensor import Buffer
+from microkernel.responses import ResponseStream
+from microkernel.tensor import Tensor
 
 Infer: TypeAlias = Callable[[InferRequest], Awaitable[InferResponse]]
+Stream: TypeAlias = Callable[[InferRequest], Awaitable[ResponseStream]]
+Regions: TypeAlias = Mapping[str, Region]
 
-_FOLDER = Path("/dev/shm")
-_RESERVED = "triton_python_backend_shm_region_"
-_KEY = re.compile(r"[^/\0]{1,255}")
-_LARGEST = 2**63 - 1
 MOST_REGIONS = 4096
 """How many regions may be registered at once."""
-LARGEST_INPUT = 2**31 - 1
-"""The most bytes that one input may take from a region: what a message may hold, too."""
-
-
-class Region:
-    """A registered region. Its object stays open as long as somebody holds the region."""
-
-    def __init__(self, about: SystemRegion, descriptor: int) -> None:
-        self.about = about
-        self._descriptor = descriptor
-        weakref.finalize(self, os.close, descriptor)
-
-    def check(self, part: RegionPart) -> None:
-        """Raise InvalidArgument for a part that does not lie within the region."""
-        name, end = self.about.name, part.offset + part.byte_size
-        if end > _LARGEST:
-            raise InvalidArgument(f"Integer overflow detected for shared memory region: '{name}'")
-        if not 0 <= part.offset < self.about.byte_size:
-            raise InvalidArgument(f"Invalid offset for shared memory region: '{name}'")
-        if part.byte_size < 0 or end > self.about.byte_size:
-            raise InvalidArgument(f"Invalid offset + byte size for shared memory region: '{name}'")
-
-    def read(self, part: RegionPart) -> Buffer:
-        """The bytes of a part. Raises InvalidArgument where the client has cut its object short."""
-        self.check(part)
-        if part.byte_size > LARGEST_INPUT:  # an object may be larger than the memory it has
-            raise InvalidArgument(
-                f"an input in shared memory region '{self.about.name}' may have at most "
-                f"{LARGEST_INPUT} bytes, got {part.byte_size}"
-            )
-        data = bytearray(part.byte_size)
-        done = os.preadv(self._descriptor, [data], self.about.offset + part.offset)
-        if done != part.byte_size:
-            raise InvalidArgument(
-                f"shared memory region '{self.about.name}' has become shorter than it was when it "
-                "was registered"
-            )
-        return data
-
-    def write(self, part: RegionPart, data: Buffer, output: str) -> None:
-        """Write an output into a part. Raises Internal where it does not fit or the client's object
-        cannot take it."""
-        if len(data) > part.byte_size:
-            raise Internal(
-                f"shared memory size specified with the request for output '{output}' "
-                f"({part.byte_size} bytes) should be at least {len(data)} bytes to hold the results"
-            )
-        start = self.about.offset + part.offset
-        try:
-            fits = start + len(data) <= os.fstat(self._descriptor).st_size
-            done = os.pwritev(self._descriptor, [data], start) if fits and data else 0
-        except OSError:
-            done = -1
-        if done != len(data):
-            raise Internal(
-                f"output '{output}' cannot be written to shared memory region "
-                f"'{self.about.name}', which has become shorter or is full"
-            )
 
 
 class SharedMemory:
-    """The regions by name. `allowed` is the master switch: without it none can be registered."""
+    """The regions of both kinds by name. `allowed` is the master switch: without it none can be
+    registered. `cuda` gives the driver of the GPUs, None without any; it is asked in a thread, and
+    only when a client registers memory of a GPU."""
 
-    def __init__(self, *, allowed: bool) -> None:
+    def __init__(
+        self, *, allowed: bool, cuda: Callable[[], CudaDriver | None] = cuda_driver
+    ) -> None:
         self._allowed = allowed
-        self._regions: dict[str, Region] = {}
+        self._cuda = cuda
+        self._regions: dict[str, OpenSystemRegion | OpenCudaRegion] = {}
+        self._opening: set[str] = set()
         self._leaving: dict[str, weakref.ref[Region]] = {}
 
     def register(self, about: SystemRegion) -> None:
@@ -101,13 +49,29 @@ class SharedMemory:
         Internal where the object cannot be opened, and InvalidArgument where the region does not
         lie within it."""
         self._check_allowed()
-        key = _key(about)
-        leaving = self._leaving.get(about.name, _nobody)()
-        if about.name in self._regions or leaving is not None:
-            raise AlreadyExists(f"shared memory region '{about.name}' already in manager")
-        if len(self._regions) >= MOST_REGIONS:
-            raise InvalidArgument(f"no more than {MOST_REGIONS} regions can be registered")
-        self._regions[about.name] = _opened(about, key)
+        _check_name(about.name)
+        check_key(about)
+        self._check_free(about.name)
+        self._regions[about.name] = OpenSystemRegion(about)
+
+    async def register_cuda(self, about: CudaRegion) -> None:
+        """Map an allocation of a GPU. Raises, in this order: Unsupported where the switch is off,
+        InvalidArgument for no name and where there is no GPU, AlreadyExists for a name that is
+        taken, and what `OpenCudaRegion` raises."""
+        self._check_allowed()
+        _check_name(about.name)
+        driver = await asyncio.to_thread(self._cuda)
+        if driver is None:
+            raise InvalidArgument(
+                f"failed to register CUDA shared memory region: '{about.name}', GPUs not supported"
+            )
+        self._check_free(about.name)
+        self._opening.add(about.name)
+        try:
+            region = await asyncio.to_thread(OpenCudaRegion, about, driver)
+        finally:
+            self._opening.remove(about.name)
+        self._regions[about.name] = region
 
     def _check_allowed(self) -> None:
         if not self._allowed:
@@ -116,22 +80,55 @@ class SharedMemory:
                 "'--allow-client-shm=true' to enable."
             )
 
+    def _check_free(self, name: str) -> None:
+        leaving = self._leaving.get(name, _nobody)()
+        if name in self._regions or name in self._opening or leaving is not None:
+            raise AlreadyExists(f"shared memory region '{name}' already in manager")
+        if len(self._regions) + len(self._opening) >= MOST_REGIONS:
+            raise InvalidArgument(f"no more than {MOST_REGIONS} regions can be registered")
+
     def status(self, name: str = "") -> Sequence[SystemRegion]:
-        """All regions in name order, or the one of that name. Raises NotFound."""
-        if not name:
-            return [self._regions[n].about for n in sorted(self._regions)]
+        """The regions of the system in name order, or the one of that name. Raises NotFound."""
+        found = {n: r for n, r in self._regions.items() if isinstance(r, OpenSystemRegion)}
+        if name and name not in found:
+            raise self._not_found(name, "system")
+        return [found[n].about for n in ([name] if name else sorted(found))]
+
+    def cuda_status(self, name: str = "") -> Sequence[CudaRegion]:
+        """The regions of GPUs in name order, or the one of that name. Raises NotFound."""
+        found = {n: r for n, r in self._regions.items() if isinstance(r, OpenCudaRegion)}
+        if name and name not in found:
+            raise self._not_found(name, "cuda")
+        return [found[n].about for n in ([name] if name else sorted(found))]
+
+    def _not_found(self, name: str, kind: str) -> NotFound:
         if name not in self._regions:
-            raise NotFound(f"Unable to find system shared memory region: '{name}'")
-        return [self._regions[name].about]
+            return NotFound(f"Unable to find {kind} shared memory region: '{name}'")
+        wanted = "CUDA" if kind == "cuda" else kind
+        return NotFound(
+            f"The region named '{name}' is registered as {self._regions[name].kind} shared memory, "
+            f"not as {wanted} shared memory"
+        )
 
     def unregister(self, name: str = "") -> None:
-        """Forget a region, or all; an unknown name is left alone. Raises Unsupported where the
-        switch is off."""
+        """Forget a region of the system, or all; an unknown name and one of the other kind are left
+        alone. Raises Unsupported where the switch is off."""
+        self._forget(name, OpenSystemRegion)
+
+    def unregister_cuda(self, name: str = "") -> None:
+        """Forget a region of a GPU, or all, as `unregister` does."""
+        self._forget(name, OpenCudaRegion)
+
+    def _forget(self, name: str, kind: type[Region]) -> None:
         self._check_allowed()
         for gone in [name] if name else list(self._regions):
-            region = self._regions.pop(gone, None)
-            if region is not None:
-                self._leaving[gone] = weakref.ref(region)
+            region = self._regions.get(gone)
+            if isinstance(region, kind):
+                del self._regions[gone]
+                self._leaving[gone] = weakref.ref(region, partial(self._left, gone))
+
+    def _left(self, name: str, region: "weakref.ref[Region]") -> None:
+        del self._leaving[name]
 
     def find(self, part: RegionPart) -> Region:
         """The region of a part, which lies within it. Raises NotFound and InvalidArgument."""
@@ -143,57 +140,59 @@ class SharedMemory:
 
     async def infer(self, request: InferRequest, run: Infer) -> InferResponse:
         """Run a request whose tensors lie in regions: inputs are read from them before `run`, and
-        outputs written to them after it. The regions of outputs are held until then, whatever a
-        client unregisters meanwhile. Raises what `find`, `read`, `write` and `run` do."""
-        regions = {o: self.find(part) for o, part in request.shared_outputs.items()}
-        inputs = tuple(
-            tensor
-            if (part := request.shared_inputs.get(tensor.name)) is None
-            else replace(tensor, data=self.find(part).read(part))
-            for tensor in request.inputs
-        )
-        response = await run(replace(request, inputs=inputs))
-        outputs, placed = [], {}
-        for tensor in response.outputs:
+        outputs written to them after it. The regions are held until then, whatever a client
+        unregisters meanwhile. Raises what `find`, `Region.read`, `Region.write` and `run` do."""
+        outputs = {name: self.find(part) for name, part in request.shared_outputs.items()}
+        return await _placed(await run(await self._filled(request)), request, outputs)
+
+    async def stream(self, request: InferRequest, run: Stream) -> ResponseStream:
+        """As `infer`, for a request with a stream of responses: each of them is written to the same
+        places, and one that cannot be becomes an error."""
+        regions = {name: self.find(part) for name, part in request.shared_outputs.items()}
+        stream = await run(await self._filled(request))
+        if regions:
+            stream.then(partial(_placed, request=request, regions=regions))
+        return stream
+
+    async def _filled(self, request: InferRequest) -> InferRequest:
+        parts = request.shared_inputs
+        regions = {name: self.find(part) for name, part in parts.items()}
+        inputs = []
+        for tensor in request.inputs:
             if (region := regions.get(tensor.name)) is not None:
-                placed[tensor.name] = part = request.shared_outputs[tensor.name]
+                tensor = await _read(tensor, region, parts[tensor.name])
+            inputs.append(tensor)
+        return replace(request, inputs=tuple(inputs))
+
+
+async def _read(tensor: Tensor, region: Region, part: RegionPart) -> Tensor:
+    """The tensor with its data."""
+    if region.is_slow(part.byte_size):
+        return replace(tensor, data=await asyncio.to_thread(region.read, part))
+    return replace(tensor, data=region.read(part))
+
+
+async def _placed(
+    response: InferResponse, request: InferRequest, regions: Regions
+) -> InferResponse:
+    """The response with those outputs written to their regions that have one."""
+    outputs, placed = [], {}
+    for tensor in response.outputs:
+        if (region := regions.get(tensor.name)) is not None:
+            placed[tensor.name] = part = request.shared_outputs[tensor.name]
+            if region.is_slow(tensor.nbytes):
+                await asyncio.to_thread(region.write, part, tensor.data, tensor.name)
+            else:
                 region.write(part, tensor.data, tensor.name)
-                tensor = replace(tensor, data=b"")
-            outputs.append(tensor)
-        return replace(response, outputs=tuple(outputs), shared_outputs=placed)
+            tensor = replace(tensor, data=b"")
+        outputs.append(tensor)
+    return replace(response, outputs=tuple(outputs), shared_outputs=placed)
 
 
 def _nobody() -> None:
     return None
 
 
-def _key(about: SystemRegion) -> str:
-    """The object's file name. Raises InvalidArgument for what cannot be one."""
-    if not about.name:
+def _check_name(name: str) -> None:
+    if not name:
         raise InvalidArgument("'region name' is necessary to register shared memory region")
-    key = about.key.strip("/")
-    if not _KEY.fullmatch(key) or key in (".", ".."):
-        raise InvalidArgument(
-            f"failed to register shared memory region '{about.name}': invalid shm key '{about.key}'"
-        )
-    if key.startswith(_RESERVED):
-        raise InvalidArgument(
-            f"cannot register shared memory region '{about.name}' with key '{about.key}' as the "
-            f"key contains the reserved prefix '{_RESERVED}'"
-        )
-    return key
-
-
-def _opened(about: SystemRegion, key: str) -> Region:
-    try:
-        descriptor = os.open(_FOLDER / key, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
-    except OSError:
-        raise Internal(f"Unable to open shared memory region: '{about.key}'") from None
-    region = Region(about, descriptor)  # which closes it whatever comes
-    size = os.fstat(descriptor).st_size
-    aligned = about.offset % mmap.ALLOCATIONGRANULARITY == 0
-    if about.byte_size <= 0 or not 0 <= about.offset <= size - about.byte_size or not aligned:
-        raise InvalidArgument(
-            f"failed to register shared memory region '{about.name}': invalid args"
-        )
-    return region

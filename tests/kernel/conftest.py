@@ -34,6 +34,7 @@ from microkernel.stats import Execution
 from microkernel.testing import VirtualTimeLoop
 from microkernel.workers.contract import Done, Hosted, Lost, Result, WorkerInstance
 from microkernel.workers.descriptors import Answer
+from microkernel.workers.flights import Flights, Receiver
 from microkernel.workers.process import ProcessWorker
 from microkernel.workers.spawning import ForkServers
 from microkernel.workers.thread import ThreadWorker
@@ -193,7 +194,8 @@ def placements() -> Callable[..., list[Placement]]:
 
 class FakeInstance:
     """Answers each request with its own inputs under the outputs' names, after some seconds of the
-    loop's time. `batches` says when each batch came and of which request ids it was."""
+    loop's time. `batches` says when each batch came and of which request ids it was, `told` what
+    the model is to be told of requests, by their numbers, which begin with 100."""
 
     def __init__(self, name: str, seconds: float) -> None:
         self.name = name
@@ -201,17 +203,45 @@ class FakeInstance:
         self.answer: Callable[[InferRequest], Answer | MicrokernelError] = _echo
         self._seconds = seconds
         self._running: tuple[Done, int] | None = None
+        self._next = 100
+        self.flights = Flights()
+        self.told: list[tuple[str, int]] = []
 
-    def execute(self, requests: Sequence[InferRequest], sizes: Sequence[int], done: Done) -> None:
+    def execute(self, requests: Sequence[InferRequest], sizes: Sequence[int], done: Done) -> int:
         loop = asyncio.get_running_loop()
         assert self._running is None, "busy"
         self._running = (done, len(requests))
         self.batches.append((loop.time(), [request.id for request in requests]))
         answers = [self.answer(request) for request in requests]
         loop.call_later(self._seconds, self._finish, answers)
+        return self._numbered(requests)
+
+    def stream(
+        self, requests: Sequence[InferRequest], sizes: Sequence[int], receiver: Receiver
+    ) -> int:
+        """A batch of a decoupled model, of which the test says what comes with `flights`."""
+        loop = asyncio.get_running_loop()
+        self.batches.append((loop.time(), [request.id for request in requests]))
+        first = self._numbered(requests)
+        self.flights.begin(first, len(requests), receiver)
+        return first
+
+    def _numbered(self, requests: Sequence[InferRequest]) -> int:
+        first, self._next = self._next, self._next + len(requests)
+        return first
+
+    def cancel(self, number: int) -> None:
+        self.told.append(("cancel", number))
+
+    def pause(self, number: int) -> None:
+        self.told.append(("pause", number))
+
+    def resume(self, number: int) -> None:
+        self.told.append(("resume", number))
 
     def fail(self, error: MicrokernelError) -> None:
-        """Answer the running batch, if there is one, with an error."""
+        """Answer what runs with an error."""
+        self.flights.fail(error)
         if self._running is not None:
             self._finish([error] * self._running[1])
 

@@ -110,6 +110,11 @@ def test_help_of_run_lists_every_flag(
         assert wanted in out, wanted
     assert "hidden" not in out
     assert "[default: true]" in out
+    groups = [line for line in out.splitlines() if line.endswith(":") and line[0] != " "]
+    assert groups[:3] == ["Server:", "Models:", "Logging:"]
+    assert {"HTTP:", "gRPC:", "Metrics:", "Tracing:", "Shared memory:", "odd-one:"} <= {*groups}
+    assert groups[-1] == "Accepted without effect:"
+    assert out.index("Accepted without effect:") < out.index("--http-thread-count")
 
 
 @pytest.mark.parametrize(
@@ -119,8 +124,11 @@ def test_help_of_run_lists_every_flag(
         (("run", "--odd-depth=deep"), "'deep' is not a valid integer"),
         (("run", "--log-verbose=much"), "'much' is not a number"),
         (("run", "--strict-readiness=maybe"), "'maybe' is not a valid boolean"),
-        (("run", "--model-control-mode=poll"), "'poll' is not one of 'none', 'explicit'"),
+        (("run", "--model-control-mode=often"), "'often' is not one of 'none', 'poll'"),
         (("run", "surplus"), "unexpected extra argument"),
+        (("run", "--model-load-thread-count=0"), "'0' must be at least 1"),
+        (("run", "--cache-config=local"), "'local' must have the form <name>,<key>=<value>"),
+        (("run", "--strict-redines"), "--strict-readiness"),
         (("run", "--plugins=none.toml"), "error: none.toml: cannot be read: "),
         (("nonsense",), "No such command 'nonsense'"),
         (("check",), "Missing argument 'REPOSITORY'"),
@@ -156,6 +164,19 @@ def test_wrong_usage_exits_with_1(
         (("--model-repository=a", "--model-store=b"), "model_repository", ("a", "b")),
         (("--model-control-mode=explicit",), "model_control_mode", "explicit"),
         (("--id", "me"), "id", "me"),
+        (("--strict-readiness=OFF",), "strict_readiness", False),
+        (("--exit-on-error", "False"), "exit_on_error", False),
+        (("--allow-client-shm=On",), "allow_client_shm", True),
+        (
+            ("--backend-config", "python,a=b,c", "--backend-config=d=1"),
+            "backend_config",
+            ("python,a=b,c", "d=1"),
+        ),
+        (
+            ("--rate-limit-resource=R1:10", "--rate-limit-resource=R2:5:0"),
+            "rate_limit_resource",
+            ("R1:10", "R2:5:0"),
+        ),
     ],
 )
 def test_flags_of_the_server(

@@ -364,10 +364,6 @@ def test_json_can_name_two_members_of_a_oneof_and_is_told() -> None:
             'platform: "ensemble" ensemble_scheduling { }',
             ["'ensemble_scheduling'", "platform 'ensemble'"],
         ),
-        (
-            "model_transaction_policy { decoupled: true }",
-            ["'model_transaction_policy.decoupled'"],
-        ),
         ("batch_input { } batch_output { }", ["'batch_input'", "'batch_output'"]),
         (
             "dynamic_batching { priority_levels: 1 default_queue_policy { } "

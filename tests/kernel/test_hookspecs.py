@@ -54,7 +54,8 @@ def hooks() -> list[str]:
 
 
 def test_the_hooks_are_those_that_are_documented() -> None:
-    assert hooks() == ["register_options", "register_backends", "register_frontends"]
+    named = ["register_options", "register_presets", "register_backends", "register_frontends"]
+    assert hooks() == named
 
 
 @pytest.mark.parametrize("name", hooks())

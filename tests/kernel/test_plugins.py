@@ -14,7 +14,7 @@ from microkernel.hookspecs import ENTRY_POINT_GROUP
 from microkernel.plugins import Plugin, discover
 
 Install = Callable[..., str]
-BUILT_IN = {"torchscript", "python", "onnx", "http", "grpc"}
+BUILT_IN = {"torchscript", "python", "onnx", "http", "sagemaker", "vertex_ai", "grpc"}
 _numbers = itertools.count()
 
 BACKEND = """

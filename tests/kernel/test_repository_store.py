@@ -1,12 +1,24 @@
 """What lies on disk."""
 
+import os
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from microkernel.config.model import All, Latest, Specific, VersionPolicy
 from microkernel.errors import InvalidArgument
-from microkernel.repository.store import config_path, find_models, missing, select, versions
+from microkernel.repository.store import (
+    Seen,
+    config_path,
+    find_models,
+    fingerprint,
+    look,
+    missing,
+    select,
+    versions,
+)
 
 LATEST_2 = VersionPolicy(latest=Latest(2))
 LISTED = VersionPolicy(specific=Specific((7, 2, 9)))
@@ -133,3 +145,60 @@ def test_the_named_configuration_goes_before_the_plain_one(tmp_path: Path) -> No
     assert config_path(tmp_path, "h100") == special
     assert config_path(tmp_path, "other") == plain
     assert config_path(tmp_path) == plain
+
+
+def _age(path: Path) -> None:
+    stamp = path.stat().st_mtime_ns + 10**9
+    os.utime(path, ns=(stamp, stamp))
+
+
+CHANGES: dict[str, Callable[[Path], object]] = {
+    "a file is written": lambda model: (model / "1" / "model.pt").write_text("longer than before"),
+    "a file is written in place": lambda model: _age(model / "1" / "model.pt"),
+    "a file is added": lambda model: (model / "labels.txt").touch(),
+    "a file is removed": lambda model: (model / "1" / "model.pt").unlink(),
+    "a version is added": lambda model: (model / "2").mkdir(),
+    "a version is removed": lambda model: shutil.rmtree(model / "1"),
+    "a file behind a link": lambda model: _age(model.parent / "shared" / "weights"),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_changes_a_model(tmp_path: Path, change: str) -> None:
+    model = folders(tmp_path / "m", "1")
+    (model / "1" / "model.pt").write_text("before")
+    folders(tmp_path, "shared")
+    (tmp_path / "shared" / "weights").touch()
+    (model / "shared").symlink_to(tmp_path / "shared")
+    before = fingerprint(model)
+    assert fingerprint(model) == before
+    CHANGES[change](model)
+    assert fingerprint(model) != before
+
+
+def test_what_python_compiles_is_no_change(tmp_path: Path) -> None:
+    model = folders(tmp_path / "m", "1/__pycache__")
+    before = fingerprint(model)
+    (model / "1" / "__pycache__" / "model.pyc").touch()
+    assert fingerprint(model) == before
+
+
+def test_links_without_end_are_followed_once(tmp_path: Path) -> None:
+    model = folders(tmp_path / "m", "1")
+    (model / "1" / "again").symlink_to(model)
+    before = fingerprint(model)
+    (model / "file").touch()
+    assert fingerprint(model) != before
+
+
+def test_a_link_that_leads_nowhere_is_no_fault(tmp_path: Path) -> None:
+    model = folders(tmp_path / "m", "1")
+    (model / "broken").symlink_to(tmp_path / "nowhere")
+    assert fingerprint(model) == fingerprint(model)
+
+
+def test_a_look_tells_models_and_duplicates(tmp_path: Path) -> None:
+    one, two = folders(tmp_path / "one", "a", "b"), folders(tmp_path / "two", "b")
+    assert look([one, two]) == {"a": Seen(fingerprint(one / "a")), "b": Seen(0, duplicated=True)}
+    with pytest.raises(InvalidArgument, match="failed to read the directory"):
+        look([one, tmp_path / "three"])

@@ -2,23 +2,31 @@
 
 import gc
 import os
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from multiprocessing.shared_memory import SharedMemory as Object
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from microkernel import (
     AlreadyExists,
+    InferRequest,
+    InferResponse,
     Internal,
     InvalidArgument,
     MicrokernelError,
     NotFound,
     RegionPart,
     SystemRegion,
+    Tensor,
     Unsupported,
 )
+from microkernel.regions import OpenSystemRegion
 from microkernel.shared_memory import SharedMemory
+from microkernel.tensor import UINT8
 
 PAGE = 4096
 
@@ -182,3 +190,44 @@ def test_unregistering_all_closes_every_object(memory: SharedMemory, shared: Obj
     memory.unregister()
     assert list(memory.status()) == []
     assert descriptors() == before
+
+
+@pytest.mark.parametrize(("size", "on_the_loop"), [(PAGE, True), (4 << 20, False)])
+async def test_large_copies_leave_the_event_loop(
+    memory: SharedMemory, monkeypatch: pytest.MonkeyPatch, size: int, on_the_loop: bool
+) -> None:
+    threads: list[int] = []
+
+    def watched(work: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*arguments: Any) -> Any:
+            threads.append(threading.get_ident())
+            return work(*arguments)
+
+        return run
+
+    async def echo(request: InferRequest) -> InferResponse:
+        return InferResponse("m", 1, "", (replace(request.inputs[0], name="OUT"),))
+
+    for name in ("read", "write"):
+        monkeypatch.setattr(OpenSystemRegion, name, watched(getattr(OpenSystemRegion, name)))
+    made = Object(create=True, size=2 * size)
+    try:
+        contents(made)[:size] = bytes([7]) * size
+        memory.register(SystemRegion("r", made.name, 2 * size))
+        tensor = Tensor("IN", UINT8, (size,), b"")
+        places = {"IN": RegionPart("r", size)}, {"OUT": RegionPart("r", size, size)}
+        request = InferRequest("m", (tensor,), shared_inputs=places[0], shared_outputs=places[1])
+        await memory.infer(request, echo)
+        assert bytes(contents(made)[size:]) == bytes([7]) * size
+    finally:
+        made.close()
+        made.unlink()
+    assert [thread == threading.get_ident() for thread in threads] == [on_the_loop] * 2
+
+
+def test_names_that_have_left_are_forgotten(memory: SharedMemory, shared: Object) -> None:
+    for name in map(str, range(100)):
+        memory.register(SystemRegion(name, shared.name, PAGE))
+        memory.unregister(name)
+    gc.collect()
+    assert not memory._leaving

@@ -194,7 +194,9 @@ async def test_strict_readiness_and_failures(
 
 
 def new_server(table: ModelTable, *, strict: bool = True) -> KernelServer:
-    settings = ServerSettings(strict_readiness=strict)
+    settings = ServerSettings(
+        strict_readiness=strict, allow_cpu_metrics=False, allow_gpu_metrics=False
+    )
     catalogue = Catalogue([], Loader([], LoaderSettings()), table, threads=1)
     return KernelServer(table, catalogue, LogControl(LogSettings()), settings)
 
@@ -266,7 +268,7 @@ async def test_the_index_and_the_metrics_through_the_server() -> None:
     server = server_of(table)
     assert len(await server.repository_index()) == 2
     assert await server.repository_index(ready=True) == [ModelIndex("m", "1", "READY")]
-    line = b'nv_inference_pending_request_count{_team="red",model="m",version="1"} 5.0'
+    line = b'nv_inference_pending_request_count{_team="red",model="m",version="1"} 5'
     assert line in (await server.metrics()).splitlines()
 
 
@@ -279,3 +281,28 @@ async def test_invalid_arguments_of_a_model_reach_the_caller() -> None:
     loaded[1].infer = refuse
     with pytest.raises(InvalidArgument, match="no"):
         await server_of(table).infer(InferRequest("m", ()))
+
+
+def test_what_failed_is_forgotten_when_it_is_not_wanted_any_more() -> None:
+    table, _ = table_of(1)
+    table.loading("m", [1, 2])
+    table.failed("m", {2: "Internal: no"})
+    assert not table.all_ready()
+    put(table, "m", 1)
+    assert table.all_ready()
+    assert ModelIndex("m", "2", "UNAVAILABLE", UNLOADED) in table.index(ready=False)
+
+
+def test_a_model_that_is_removed_leaves_no_failure() -> None:
+    table, _ = table_of(1)
+    table.refuse("wrong", "unreadable")
+    table.loading("broken", [1])
+    table.failed("broken", {1: "Internal: no"})
+    for name in ("wrong", "broken", "never seen"):
+        table.removed(name)
+    assert table.all_ready()
+    assert table.failures() == []
+    assert table.index(ready=False) == [
+        ModelIndex("broken", "1", "UNAVAILABLE", UNLOADED),
+        ModelIndex("m", "1", "READY"),
+    ]

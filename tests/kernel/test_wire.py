@@ -101,7 +101,7 @@ def sent(schema: Schema, requests: Sequence[InferRequest]) -> tuple[bytes, memor
     plan = descriptors.plan(requests, schema)
     block = memoryview(bytearray(b"\xee" * (plan.total + 7)))
     descriptors.gather(plan, block)
-    message = descriptors.execute_message(plan, sizes_of(requests), schema, (5, 9))
+    message = descriptors.execute_message(plan, sizes_of(requests), schema, (5, 9, 70))
     ((kind, body),) = wire.split_messages(bytearray(message))
     assert kind is Kind.EXECUTE
     return body, block
@@ -163,7 +163,7 @@ def test_a_model_that_does_not_batch_sees_the_shape_as_it_is() -> None:
     plan = descriptors.plan([request], schema)
     block = memoryview(bytearray(plan.total))
     descriptors.gather(plan, block)
-    message = descriptors.execute_message(plan, [1], schema, (1, 0))
+    message = descriptors.execute_message(plan, [1], schema, (1, 0, 0))
     batch = descriptors.read_execute(message[HEADER_SIZE:], schema, block, ("m", 1))
     assert batch.stacked["IN0"].shape == (2, 2)
     assert list(batch.sizes) == [1]

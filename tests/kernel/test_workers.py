@@ -226,3 +226,17 @@ async def test_what_a_backend_logs_reaches_the_log(
     ]
     assert of_the_model[0]["log_level"] == "info"
     assert of_the_model[-1]["log_level"] == "error"
+
+
+async def test_a_running_batch_learns_that_nobody_waits(
+    served: WorkerInstance, run_batch: RunBatch, ask: Ask
+) -> None:
+    for _ in range(3):
+        done: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
+        number = served.execute([ask(deed("until_cancelled"))], [1], done.set_result)
+        served.cancel(number)
+        async with asyncio.timeout(20):
+            result = await done
+        assert rows(result) == [[[2 * deed("until_cancelled")]]]
+        served.cancel(number)  # too late, which harms nobody
+    assert rows(await run_batch(served, ask(4))) == [[[8]]]

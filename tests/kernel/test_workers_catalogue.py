@@ -387,3 +387,25 @@ def test_names_that_cannot_be_models(name: str, phrase: str) -> None:
         check_name(name)
     for good in ("...", "a..1", "m"):
         check_name(good)
+
+
+async def test_a_model_that_lies_anywhere(site: Site, ask: Ask, tmp_path: Path) -> None:
+    directory = add(tmp_path, "elsewhere", 'name: "written"\n')
+    await site.catalogue.load("odd", directory=directory)
+    assert site.index() == [("odd", "1", "READY")]
+    assert await site.infer(ask(3)) == [[6]]
+    before = site.table.find("odd")
+    await site.catalogue.load("odd")  # from where it was, and nothing has changed
+    assert site.table.find("odd") is before
+    (directory / "1" / "more").touch()
+    await site.catalogue.load("odd")
+    assert site.table.find("odd") is not before
+    await site.catalogue.unload("odd")
+    with capture_logs(), pytest.raises(Internal, match="failed to load 'odd'"):
+        await site.catalogue.load("odd")
+
+
+async def test_a_model_that_lies_nowhere(site: Site, tmp_path: Path) -> None:
+    with capture_logs() as lines, pytest.raises(Internal, match="failed to load 'odd'"):
+        await site.catalogue.load("odd", directory=tmp_path / "absent")
+    assert "failed to read the directory" in lines[0]["reason"]

@@ -5,7 +5,9 @@ A rule looks at the configuration alone and yields a message per fault. The mess
 where clients and operators know them.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import pairwise
+from math import isfinite
 from typing import TypeAlias
 
 from microkernel.config.model import (
@@ -66,7 +68,6 @@ def _unoffered(config: ModelConfig) -> Iterator[str]:
         "'sequence_batching'": config.sequence_batching is not None,
         "'ensemble_scheduling'": config.ensemble_scheduling is not None,
         "platform 'ensemble'": config.platform == ENSEMBLE,
-        "'model_transaction_policy.decoupled'": config.decoupled,
         "'batch_input'": bool(config.batch_input),
         "'batch_output'": bool(config.batch_output),
         "'dynamic_batching.priority_levels'": dynamic.priority_levels > 0,
@@ -192,6 +193,12 @@ def _metric(control: MetricControl) -> Iterator[str]:
         yield "metric control must specify 'histogram_options'"
     elif not control.histogram_options.buckets:
         yield "histogram options must specify non-empty 'buckets'"
+    elif not _ascending(control.histogram_options.buckets):
+        yield "histogram options must specify 'buckets' in ascending order"
+
+
+def _ascending(buckets: Sequence[float]) -> bool:
+    return all(a < b for a, b in pairwise(buckets)) and all(map(isfinite, buckets))
 
 
 def instance_groups(config: ModelConfig) -> Iterator[str]:

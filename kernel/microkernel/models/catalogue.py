@@ -8,18 +8,27 @@ present in both never fails to answer. Where one fails, the old ones stay.
 import asyncio
 from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
+from weakref import WeakValueDictionary
 
 import structlog
 
 from microkernel.config.model import ModelConfig
-from microkernel.errors import Internal, InvalidArgument, MicrokernelError
+from microkernel.errors import (
+    AlreadyExists,
+    Internal,
+    InvalidArgument,
+    MicrokernelError,
+    NotFound,
+)
 from microkernel.models.loader import Loader
-from microkernel.models.table import ModelTable
+from microkernel.models.table import ModelTable, State
 from microkernel.models.version import ModelVersion
+from microkernel.port import ModelIndex
 from microkernel.repository.override import Override, Unpacked
-from microkernel.repository.store import DUPLICATE, find_models, fingerprint
+from microkernel.repository.store import DUPLICATE, directories, find_models, fingerprint
 
 log = structlog.get_logger()
 
@@ -28,11 +37,13 @@ log = structlog.get_logger()
 class _Source:
     """What a model was last loaded from: a directory, the fingerprint of what was in it, and the
     files that came with the request, None where none did. A configuration that came along does not
-    count: it stays in force until the directory changes or the model is unloaded."""
+    count: it stays in force until the directory changes or the model is unloaded. One that is
+    `named` lies anywhere, and goes by the name it was given."""
 
     directory: Path
     fingerprint: int
     unpacked: Unpacked | None = None
+    named: bool = False
 
     def close(self) -> None:
         """Remove files that came with the request."""
@@ -40,21 +51,33 @@ class _Source:
             self.unpacked.close()
 
 
+class _Absent(InvalidArgument):
+    """There is no such model. Nothing is kept of its name, which a client made up."""
+
+
 class LoadFailed(InvalidArgument):
     """A version of a model could not be loaded; the message says which and why."""
 
 
 class Catalogue:
-    """The models of some repositories. `threads` is how many versions may load at once."""
+    """The models of some repositories. `threads` is how many versions may load at once, `retries`
+    how often a version that fails is tried again."""
 
     def __init__(
-        self, repositories: Sequence[Path], loader: Loader, table: ModelTable, threads: int
+        self,
+        repositories: Sequence[Path],
+        loader: Loader,
+        table: ModelTable,
+        threads: int,
+        retries: int = 0,
     ) -> None:
         self._repositories = repositories
         self._loader = loader
         self._table = table
         self._loads = asyncio.Semaphore(max(1, threads))
-        self._locks: dict[str, asyncio.Lock] = {}
+        self._retries = retries
+        # By names that clients choose, hence only as long as somebody holds them.
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._sources: dict[str, _Source] = {}
         self._failed: set[str] = set()
         self._loading: set[asyncio.Task[None]] = set()
@@ -73,14 +96,28 @@ class Catalogue:
             if isinstance(result, BaseException) and not isinstance(result, MicrokernelError):
                 raise result
 
-    async def load(self, name: str, override: Override | None = None) -> None:
-        """Load a model, or load it again if its directory changed; returns when it serves.
+    async def index(self) -> list[ModelIndex]:
+        """Every version that was ever loaded and every other model of the repositories, which are
+        looked at anew, in name order. Raises InvalidArgument where one cannot be read."""
+        found = await asyncio.to_thread(find_models, self._repositories)
+        known = self._table.index(ready=False)
+        names = {line.name for line in known}
+        others = [ModelIndex(name) for name in found.models.keys() - names]
+        twice = State.UNAVAILABLE.value, DUPLICATE
+        others += [ModelIndex(name, "", *twice) for name in found.duplicates.keys() - names]
+        return sorted([*known, *others], key=attrgetter("name"))
+
+    async def load(
+        self, name: str, override: Override | None = None, directory: Path | None = None
+    ) -> None:
+        """Load a model, or load it again if its directory changed; returns when it serves. With
+        `directory` it is the model which lies there, until it is unloaded.
 
         Raises Internal where there is no such model or its configuration cannot be used, and
         LoadFailed where a version does not come up. What served before goes on serving then. A load
         that has begun goes on when its caller gives up.
         """
-        task = asyncio.ensure_future(self._load_in_turn(name, override))
+        task = asyncio.ensure_future(self._load_in_turn(name, override, directory))
         self._loading.add(task)
         task.add_done_callback(self._loaded)
         await asyncio.shield(task)
@@ -90,10 +127,12 @@ class Catalogue:
         if not task.cancelled():
             task.exception()  # logged already; its caller may be gone
 
-    async def _load_in_turn(self, name: str, override: Override | None) -> None:
+    async def _load_in_turn(
+        self, name: str, override: Override | None, directory: Path | None
+    ) -> None:
         async with self._locks.setdefault(name, asyncio.Lock()):
             try:
-                source = await asyncio.to_thread(self._source, name, override)
+                source = await asyncio.to_thread(self._source, name, override, directory)
             except MicrokernelError as error:
                 self._refuse(name, error)
                 raise not_polled(name) from error
@@ -111,16 +150,22 @@ class Catalogue:
             if previous is not None:
                 previous.close()
 
-    def _source(self, name: str, override: Override | None) -> _Source:
+    def _source(self, name: str, override: Override | None, given: Path | None) -> _Source:
         """Where the model is loaded from. Raises InvalidArgument where there is no such model."""
         if override is not None and override.files:
             unpacked = Unpacked(name, override.files)
             return _Source(unpacked.directory, 0, unpacked)
+        previous = self._sources.get(name)
+        if given is None and previous is not None and previous.named:
+            given = previous.directory
+        if given is not None:
+            directories(given)
+            return _Source(given, fingerprint(given), named=True)
         found = find_models(self._repositories)
         if name in found.duplicates:
             raise InvalidArgument(DUPLICATE)
         if name not in found.models:
-            raise InvalidArgument(f"there is no model '{name}' in any repository")
+            raise _Absent(f"there is no model '{name}' in any repository")
         directory = found.models[name]
         return _Source(directory, fingerprint(directory))
 
@@ -130,14 +175,15 @@ class Catalogue:
 
     def _refuse(self, name: str, error: MicrokernelError) -> None:
         log.error("model cannot be loaded", model=name, reason=str(error))
-        if not self._table.ready_versions(name):
+        if not (isinstance(error, _Absent) or self._table.ready_versions(name)):
             reason = str(error) if str(error) == DUPLICATE else error.quoted()
             self._table.refuse(name, reason)
 
     async def _load(self, name: str, source: _Source, override: Override | None) -> None:
         given = None if override is None else override.config
         try:
-            config = await asyncio.to_thread(self._loader.read, source.directory, given)
+            called = name if source.named else ""
+            config = await asyncio.to_thread(self._loader.read, source.directory, given, called)
         except MicrokernelError as error:
             self._refuse(name, error)
             raise not_polled(name) from error
@@ -157,6 +203,17 @@ class Catalogue:
         self, config: ModelConfig, directory: Path, version: int
     ) -> ModelVersion:
         async with self._loads:
+            for left in range(self._retries, 0, -1):
+                try:
+                    return await self._loader.load(config, directory, version)
+                except MicrokernelError as error:
+                    log.warning(
+                        "load failed and is tried again",
+                        model=config.name,
+                        version=version,
+                        reason=str(error),
+                        retries_left=left,
+                    )
             return await self._loader.load(config, directory, version)
 
     def _settle(self, name: str, results: Mapping[int, ModelVersion | BaseException]) -> None:
@@ -180,6 +237,21 @@ class Catalogue:
         for version, old in self._table.swap(name, models).items():
             self._own(old, self._retire(name, version, old))
 
+    async def register(self, repository: Path) -> None:
+        """Look for models in one more repository from now on. Raises AlreadyExists for one that is
+        known, and InvalidArgument for one that is not there."""
+        await asyncio.to_thread(find_models, [repository])
+        if any(_same(repository, known) for known in self._repositories):
+            raise AlreadyExists(f"model repository '{repository}' has already been registered")
+        self._repositories = [*self._repositories, repository]
+
+    def unregister(self, repository: Path) -> None:
+        """Look there no more; what was loaded from it goes on serving. Raises NotFound."""
+        left = [known for known in self._repositories if not _same(repository, known)]
+        if len(left) == len(self._repositories):
+            raise NotFound(f"failed to unregister '{repository}', repository not found")
+        self._repositories = left
+
     async def unload(self, name: str) -> None:
         """Take a model down: it gets no new requests from now on, what it accepted still finishes.
         A model that is not loaded is left alone."""
@@ -189,6 +261,12 @@ class Catalogue:
                 source.close()
             for version, model in self._table.swap(name, {}).items():
                 self._own(model, self._retire(name, version, model))
+
+    async def remove(self, name: str) -> None:
+        """Take down a model that is in no repository any more, or in two, and forget what was wrong
+        with it."""
+        await self.unload(name)
+        self._table.removed(name)
 
     async def _retire(self, name: str, version: int, model: ModelVersion) -> None:
         """Let what was accepted finish, then stop the version."""
@@ -226,6 +304,10 @@ class Catalogue:
         for source in self._sources.values():
             source.close()
         await self._loader.close()
+
+
+def _same(one: Path, other: Path) -> bool:
+    return one.resolve() == other.resolve()
 
 
 def check_name(name: str) -> None:

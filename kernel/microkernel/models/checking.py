@@ -1,6 +1,7 @@
 """Whether a request fits a model's configuration; what it looks like to the backend if it does."""
 
 import itertools
+import struct
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -16,6 +17,8 @@ _NOTE = (
     "in your input dims config, try setting max_batch_size to zero. See the model configuration "
     "docs for more info on max_batch_size."
 )
+
+_LENGTH = struct.Struct("<I")
 
 
 @dataclass(slots=True)
@@ -199,17 +202,17 @@ class RequestChecker:
         return expected
 
     def _check_elements(self, tensor: Tensor, tag: str) -> None:
-        count, position = 0, 0
-        data = memoryview(tensor.data)
-        end = len(data)
-        while position < end:
+        # Millions of elements may be sent for a shape of few, so no more of them are looked at.
+        wanted, data = element_count(tensor.shape), tensor.data
+        count, position, end = 0, 0, len(data)
+        while position < end and count <= wanted:
             if end - position < 4:
                 raise InvalidArgument(
                     f"{tag}incomplete string length indicator for inference input "
                     f"'{tensor.name}' for model '{self._model}', expecting 4 bytes but only "
                     f"{end - position} bytes available"
                 )
-            length = int.from_bytes(data[position : position + 4], "little")
+            (length,) = _LENGTH.unpack_from(data, position)
             position += 4 + length
             count += 1
             if position > end:

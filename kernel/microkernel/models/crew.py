@@ -15,7 +15,10 @@ from microkernel.backend import Placement
 from microkernel.config.model import ModelConfig
 from microkernel.errors import MicrokernelError
 from microkernel.request import InferRequest
+from microkernel.stats import Execution
 from microkernel.workers.contract import Result, Worker, WorkerInstance
+from microkernel.workers.flights import Receiver
+from microkernel.workers.parts import Part
 
 log = structlog.get_logger()
 
@@ -34,7 +37,7 @@ class _Seat:
     placements: Sequence[Placement]
     worker: Worker | None = None
     instances: Sequence[WorkerInstance] = ()
-    busy: set[WorkerInstance] = field(default_factory=set)
+    busy: set[object] = field(default_factory=set)
     delay: float = FIRST_DELAY
     since: float = 0.0
 
@@ -48,10 +51,56 @@ class CrewEvents:
     given_up: Callable[[MicrokernelError], None]
 
 
+@dataclass(frozen=True, slots=True)
+class _Relay:
+    """Hands on what comes of a decoupled batch, and says first what it means for its instance."""
+
+    receiver: Receiver
+    freed: Callable[[], None]
+    ended: Callable[[], None]
+
+    def part(self, index: int, part: Part) -> None:
+        self.receiver.part(index, part)
+
+    def returned(self, times: Execution) -> None:
+        self.freed()
+        self.receiver.returned(times)
+
+    def over(self) -> None:
+        self.ended()
+        self.receiver.over()
+
+
+class _Limit:
+    """Calls `overdue` after some seconds, 0 for never, and again as long as it says so."""
+
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, seconds: float, overdue: Callable[[], bool]
+    ) -> None:
+        self._loop = loop
+        self._seconds = seconds
+        self._overdue = overdue
+        self._timer: asyncio.TimerHandle | None = None
+        self._arm()
+
+    def _arm(self) -> None:
+        if self._seconds:
+            self._timer = self._loop.call_later(self._seconds, self._fire)
+
+    def _fire(self) -> None:
+        if self._overdue():
+            self._arm()
+
+    def cancel(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+
+
 class Crew:
     """Runs batches on whatever instance is free.
 
-    `limit` is the longest an execution may take in seconds before its worker is ended, 0 for ever.
+    `limit` is the longest an execution may take in seconds before its worker is ended, 0 for ever;
+    that of a decoupled model ends with the last final response.
     """
 
     def __init__(
@@ -118,14 +167,14 @@ class Crew:
         requests: Sequence[InferRequest],
         sizes: Sequence[int],
         done: Callable[[Result], None],
-    ) -> None:
-        """Run a batch on a free instance; only while `idle()`."""
+    ) -> tuple[WorkerInstance, int]:
+        """Run a batch on a free instance; only while `idle()`. Returns the instance, and the number
+        by which it knows the first request."""
         seat, instance = self._free.pop()
         seat.busy.add(instance)
         timer: asyncio.TimerHandle | None = None
-        if self._limit and seat.worker is not None:
-            reason = f"an execution took longer than {self._limit:g} seconds"
-            timer = self._loop.call_later(self._limit, seat.worker.kill, reason)
+        if self._limit:
+            timer = self._loop.call_later(self._limit, self._overdue, seat.worker)
 
         def finished(result: Result) -> None:
             if timer is not None:
@@ -134,10 +183,54 @@ class Crew:
             if instance in seat.instances:
                 self._free.append((seat, instance))
             done(result)
-            if self._stopping and not self._busy():
-                self._drained.set()
+            if self._stopping:
+                self._check_drained()
 
-        instance.execute(requests, sizes, finished)
+        return instance, instance.execute(requests, sizes, finished)
+
+    def stream(
+        self,
+        requests: Sequence[InferRequest],
+        sizes: Sequence[int],
+        receiver: Receiver,
+        spared: Callable[[], bool],
+    ) -> tuple[WorkerInstance, int]:
+        """As `execute`, for a decoupled model. The instance is free when the batch has returned;
+        the limit holds until it is over, but `spared` is asked then whether it gets as long once
+        more."""
+        seat, instance = self._free.pop()
+        flight = object()
+        seat.busy.add(flight)
+        limit = self._limited(seat.worker, spared)
+
+        def freed() -> None:
+            if instance in seat.instances:
+                self._free.append((seat, instance))
+
+        def ended() -> None:
+            limit.cancel()
+            seat.busy.discard(flight)
+            if self._stopping:
+                self._check_drained()
+
+        return instance, instance.stream(requests, sizes, _Relay(receiver, freed, ended))
+
+    def _limited(self, worker: Worker | None, spared: Callable[[], bool]) -> "_Limit":
+        def overdue() -> bool:
+            if spared():
+                return True
+            self._overdue(worker)
+            return False
+
+        return _Limit(self._loop, self._limit, overdue)
+
+    def _overdue(self, worker: Worker | None) -> None:
+        if worker is not None:
+            worker.kill(f"an execution took longer than {self._limit:g} seconds")
+
+    def _check_drained(self) -> None:
+        if not self._busy():
+            self._drained.set()
 
     def _busy(self) -> bool:
         return any(seat.busy for seat in self._seats)

@@ -15,6 +15,8 @@ from microkernel.config.model import ModelConfig
 from microkernel.config.parse import read_config
 from microkernel.config.validate import ignored, not_offered, validate
 from microkernel.errors import InvalidArgument, Unsupported
+from microkernel.metrics.config import MetricsConfig, new_distributions, not_customizable
+from microkernel.metrics.custom import CustomMetrics
 from microkernel.models.crew import Crew, CrewEvents, seats
 from microkernel.models.version import ModelVersion
 from microkernel.repository.complete import complete, merge_completed, normalise, placements
@@ -26,6 +28,8 @@ from microkernel.workers.spawning import ForkServers
 from microkernel.workers.thread import ThreadWorker
 
 log = structlog.get_logger()
+
+_COUNTERS = MetricsConfig()
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,24 +43,34 @@ class Offer:
 @dataclass(frozen=True, slots=True)
 class LoaderSettings:
     """How models are loaded: the name of alternative configurations, whether backends may complete
-    a configuration, and whether workers log verbosely."""
+    a configuration, whether workers log verbosely, and what is measured."""
 
     config_name: str = ""
     auto_complete: bool = True
     verbose: bool = False
+    metrics: MetricsConfig = _COUNTERS
 
 
 class Loader:
     """Loads versions of models with the backends on offer; `close` ends the fork servers."""
 
-    def __init__(self, offers: Sequence[Offer], settings: LoaderSettings) -> None:
+    def __init__(
+        self,
+        offers: Sequence[Offer],
+        settings: LoaderSettings,
+        custom: CustomMetrics | None = None,
+    ) -> None:
+        """`custom` takes the families that models declare; without, they are on no page."""
+        self._custom = custom
         self._offers = {offer.backend.name: offer for offer in offers}
         self._settings = settings
         self._forks = ForkServers()
 
-    def read(self, directory: Path, given: ModelConfig | None = None) -> ModelConfig:
+    def read(
+        self, directory: Path, given: ModelConfig | None = None, name: str = ""
+    ) -> ModelConfig:
         """The configuration of a model as its file, or the one that is given in its place, and its
-        directory tell, without a worker.
+        directory tell, without a worker. With `name` it goes by that, whatever they say.
 
         Raises InvalidArgument for a file that is wrong and where no backend can be told, and
         Unsupported for what this version does not offer.
@@ -66,12 +80,15 @@ class Loader:
         if faults := not_offered(config):
             raise Unsupported(f"{source}: {'; '.join(faults)}")
         try:
-            config = complete(config, directory, [o.backend for o in self._offers.values()])
+            backends = [offer.backend for offer in self._offers.values()]
+            config = complete(config, directory, backends, name)
             validate(config, tensors_required=not self._settings.auto_complete)
         except InvalidArgument as error:
             raise InvalidArgument(f"{source}: {error}") from None
         for field in ignored(config):
             log.warning("configured without effect", model=config.name, field=field)
+        for family in not_customizable(config):
+            log.warning("metric family is not customizable", model=config.name, family=family)
         return config
 
     def written(self, directory: Path) -> ModelConfig:
@@ -110,6 +127,7 @@ class Loader:
             raise
         await model.start(first)  # which stops every worker where one fails
         model.stats.load_seconds = time.monotonic() - began
+        model.stats.distributions = new_distributions(self._settings.metrics, config)
         log.info(
             "model loaded",
             model=config.name,
@@ -145,8 +163,10 @@ class Loader:
 
     async def _launch(self, hosted: Hosted, kind: WorkerKind) -> Worker:
         if kind == "thread":
-            return ThreadWorker(hosted)
-        return await ProcessWorker.spawn(hosted, self._forks, verbose=self._settings.verbose)
+            return ThreadWorker(hosted, self._custom)
+        return await ProcessWorker.spawn(
+            hosted, self._forks, verbose=self._settings.verbose, metrics=self._custom
+        )
 
     def _crew(self, config: ModelConfig, hosted: Hosted, events: CrewEvents) -> Crew:
         kind = _worker_kind(config, hosted.backend)

@@ -51,6 +51,12 @@ class _Model:
         if self.serving:
             self.serving[LATEST] = self.serving[max(self.serving)]
 
+    def forget_failures(self) -> None:
+        """Versions that failed to load are not wanted any more."""
+        for entry in self.versions.values():
+            if entry.state is State.UNAVAILABLE:
+                entry.reason = UNLOADED
+
 
 class ModelTable:
     """Names and versions of models, and the loaded object behind each."""
@@ -88,8 +94,18 @@ class ModelTable:
             model.versions[version].state = State.UNLOADING
         for version, loaded in models.items():
             model.versions[version] = _Entry(State.READY, model=loaded)
+        if models:
+            model.forget_failures()
         model.settle()
         return before
+
+    def removed(self, name: str) -> None:
+        """The model is to be served no more: why it was not is forgotten. Call it after `swap` has
+        taken down what served."""
+        model = self._models.get(name, _Model())
+        model.forget_failures()
+        if not model.versions:
+            self._models.pop(name, None)
 
     def unloaded(self, name: str, version: int, model: ModelVersion) -> None:
         """A version that `swap` gave back is gone."""
@@ -161,6 +177,15 @@ class ModelTable:
             if state is State.READY and not self.ready(name, version):
                 state, reason = State.UNAVAILABLE, "no instance is alive"
             yield ModelIndex(name, str(version), state.value, reason)
+
+    def serving(self) -> list[ModelVersion]:
+        """Every version that is READY, in name order."""
+        return [
+            entry.model
+            for _, model in sorted(self._models.items())
+            for _, entry in sorted(model.versions.items())
+            if entry.state is State.READY and entry.model is not None
+        ]
 
     def loaded_versions(self) -> list[ModelVersion]:
         """Every version that is loaded, in name order."""

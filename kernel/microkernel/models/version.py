@@ -6,24 +6,23 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 
-import structlog
-
 from microkernel.classification import Labels, classify_outputs
 from microkernel.config.model import ModelConfig
-from microkernel.errors import Internal, MicrokernelError, Unavailable
+from microkernel.errors import Cancelled, MicrokernelError, Unavailable
 from microkernel.models.checking import RequestChecker
 from microkernel.models.crew import Crew, CrewEvents
 from microkernel.models.reshape import reshapers
+from microkernel.models.streams import Delivery, Stalls, StreamReply, only_response
 from microkernel.request import InferRequest, InferResponse
 from microkernel.responses import ResponseStream
-from microkernel.scheduling.pending import Pending, Scheduler
+from microkernel.scheduling.pending import Pending, Reply, Scheduler
 from microkernel.scheduling.queue import QueueScheduler
 from microkernel.stats import Failure, ModelStats
 from microkernel.tensor import Tensor
+from microkernel.tracing import marks
 from microkernel.workers.contract import Result, Worker
 from microkernel.workers.descriptors import Answer
-
-log = structlog.get_logger()
+from microkernel.workers.parts import Part
 
 _MANY = 64 << 10
 """The most bytes of an output whose classes are found at once."""
@@ -48,8 +47,9 @@ class ModelVersion:
         self._checker = RequestChecker(config)
         self._reshapers = reshapers(config.output, batches=config.max_batch_size > 0)
         self._loop = asyncio.get_running_loop()
+        self._decoupled = config.decoupled
         self._unanswered = 0
-        self._streamed: set[asyncio.Task[InferResponse]] = set()
+        self._stalls = Stalls()
         self._drained = asyncio.Event()
         self._crew = make_crew(CrewEvents(freed=self._wake, given_up=self.give_up))
         self._scheduler: Scheduler = QueueScheduler.of(config, self)
@@ -64,68 +64,76 @@ class ModelVersion:
         return self._crew.alive > 0
 
     async def infer(self, request: InferRequest) -> InferResponse:
-        """Answer one request. See `Port.infer` for what it raises."""
-        return await self._answer(request, self._accept(request))
+        """Answer one request. See `Port.infer` for what it raises. One of a decoupled model is
+        answered where the model gives exactly one response; else it is Unsupported."""
+        if self._decoupled:
+            return await only_response(await self.stream(request))
+        reply: asyncio.Future[InferResponse] = self._loop.create_future()
+        pending = self._accept(request, reply)
+        try:
+            if request.classifications:
+                return await self._classified(request, await reply)
+            return await reply
+        except asyncio.CancelledError:
+            self._abandon(pending)
+            raise
+        finally:
+            self._settled()
 
     async def stream(self, request: InferRequest) -> ResponseStream:
         """Accept one request; its responses come on the stream. See `Port.stream`."""
-        answer = self._loop.create_task(self._answer(request, self._accept(request)))
-        stream = ResponseStream(answer.cancel)
-        self._streamed.add(answer)
 
-        def answered(answer: "asyncio.Task[InferResponse]") -> None:
-            self._streamed.discard(answer)
-            if not answer.cancelled():
-                stream.put(self._told(request, answer))
+        def throttle(hold: bool) -> None:
+            self._stalls.throttle(pending, stream, failed, hold=hold)
 
-        answer.add_done_callback(answered)
+        failed = partial(self._failed, request)
+        stream = ResponseStream(lambda: self._abandon(pending), throttle)
+        pending = self._accept(request, StreamReply(stream, failed, self._settled))
+        if request.classifications:
+            stream.then(partial(self._classified, request))
         return stream
 
-    def _told(self, request: InferRequest, answer: "asyncio.Task[InferResponse]") -> InferResponse:
-        """The response, or the error as a response."""
-        error = answer.exception()
-        if error is None:
-            return answer.result()
-        if not isinstance(error, MicrokernelError):
-            log.error("a request failed unexpectedly", exc_info=error)
-            error = Internal("internal error, see the server's log")
+    def _failed(self, request: InferRequest, error: MicrokernelError) -> InferResponse:
+        """The error as a response."""
         return InferResponse(self.config.name, self.version, request.id, (), error=error)
 
-    def _accept(self, request: InferRequest) -> Pending:
+    def _accept(self, request: InferRequest, reply: Reply) -> Pending:
         """Queue a request. Raises where it is refused."""
+        if request.trace is not None:
+            request.trace.mark("REQUEST_START")
         checked = self._checker.check(request)
-        reply: asyncio.Future[InferResponse] = self._loop.create_future()
         now = time.monotonic_ns()
         pending = Pending(checked.request, checked.size, checked.key, reply, self._loop.time(), now)
         self.stats.pending += 1
+        self._unanswered += 1  # first, for it may be answered at once
         try:
             self._scheduler.submit(pending)
         except MicrokernelError:
             self.stats.pending -= 1  # refused, which no other counter shows
+            self._settled()
             raise
-        self._unanswered += 1
+        if request.trace is not None:
+            marks.queued(request, now)
         return pending
 
-    async def _answer(self, request: InferRequest, pending: Pending) -> InferResponse:
-        try:
-            if request.classifications:
-                return await self._classified(request, pending.reply)
-            return await pending.reply
-        except asyncio.CancelledError:
-            if self._scheduler.abandon(pending):
-                self._forget(pending, Failure.CANCELED)
-            raise
-        finally:
-            self._unanswered -= 1
-            if self._unanswered == 0:
-                self._drained.set()
+    def _settled(self) -> None:
+        self._unanswered -= 1
+        if self._unanswered == 0:
+            self._drained.set()
 
-    async def _classified(
-        self, request: InferRequest, reply: "asyncio.Future[InferResponse]"
-    ) -> InferResponse:
+    def _abandon(self, pending: Pending) -> None:
+        """The caller has gone: forget a request that waits, tell the instance of one that runs."""
+        self._stalls.forget(pending)
+        if self._scheduler.abandon(pending):
+            self._forget(pending, Failure.CANCELED)
+            if not pending.reply.done():
+                pending.reply.set_exception(Cancelled("the request was cancelled"))
+        elif pending.instance is not None:
+            pending.instance.cancel(pending.number)
+
+    async def _classified(self, request: InferRequest, response: InferResponse) -> InferResponse:
         """The response with the classes that were asked for; where they may be many, found in a
         thread."""
-        response = await reply
         work = partial(
             classify_outputs,
             response,
@@ -147,17 +155,29 @@ class ModelVersion:
     def execute(self, batch: Sequence[Pending]) -> None:
         """Run a batch that the scheduler formed."""
         self.stats.pending -= len(batch)
-        self._crew.execute(
-            [pending.request for pending in batch],
-            [pending.size for pending in batch],
-            lambda result: self._finished(batch, result),
-        )
+        requests = [pending.request for pending in batch]
+        sizes = [pending.size for pending in batch]
+        if self._decoupled:
+            spared = partial(self._stalls.give_up, batch)
+            receiver = Delivery(batch, self.stats, self._responded, self._wake, self._stalls)
+            instance, number = self._crew.stream(requests, sizes, receiver, spared)
+        else:
+            done = partial(self._finished, batch)
+            instance, number = self._crew.execute(requests, sizes, done)
+        for pending in batch:
+            pending.instance, pending.number = instance, number
+            number += 1
 
     def _finished(self, batch: Sequence[Pending], result: Result) -> None:
         self._scheduler.wake()  # the instance goes on while its results are handed out
         now, total = time.monotonic_ns(), 0
         for pending, answer in zip(batch, result.answers, strict=True):
             total += pending.size
+            if pending.request.trace is not None:
+                outputs = () if isinstance(answer, MicrokernelError) else answer.outputs
+                marks.executed(pending.request, result.times)
+                marks.answered(pending.request, outputs, now)
+            self.stats.first_response(now - pending.arrived_ns)
             reply = pending.reply
             if isinstance(answer, MicrokernelError):
                 self.stats.failed(pending.arrived_ns, now, Failure.BACKEND)
@@ -175,6 +195,17 @@ class ModelVersion:
             outputs = tuple(self._reshaped(tensor) for tensor in outputs)
         return InferResponse(self.config.name, self.version, request.id, outputs, answer.parameters)
 
+    def _responded(self, request: InferRequest, part: Part) -> InferResponse:
+        if isinstance(part.answer, MicrokernelError):
+            response = self._failed(request, part.answer)
+        elif part.answer is not None:
+            response = self._response(request, part.answer)
+        else:
+            response = InferResponse(self.config.name, self.version, request.id, ())
+            response.flag_only = True
+        response.final = part.final
+        return response
+
     def _reshaped(self, tensor: Tensor) -> Tensor:
         reshaper = self._reshapers.get(tensor.name)
         if reshaper is None:
@@ -191,7 +222,10 @@ class ModelVersion:
 
     def _forget(self, pending: Pending, reason: Failure) -> None:
         self.stats.pending -= 1
-        self.stats.failed(pending.arrived_ns, time.monotonic_ns(), reason)
+        now = time.monotonic_ns()
+        self.stats.failed(pending.arrived_ns, now, reason)
+        if pending.request.trace is not None:
+            marks.over(pending.request, now)
 
     async def drain(self) -> None:
         """Refuse new requests and wait until everything accepted is answered."""

@@ -27,14 +27,17 @@ _UNNAMED = ("pytorch", "model.pt")
 """Triton chooses the PyTorch backend by this file and does not write its name down."""
 
 
-def complete(config: ModelConfig, directory: Path, backends: Sequence[BackendType]) -> ModelConfig:
+def complete(
+    config: ModelConfig, directory: Path, backends: Sequence[BackendType], name: str = ""
+) -> ModelConfig:
     """The configuration with name, backend, platform and default file filled in. Of several
-    backends that could take the model the first in `backends` does.
+    backends that could take the model the first in `backends` does. With `name` the model goes by
+    that, whatever its directory and configuration say.
 
     Raises InvalidArgument where the name is not the directory's, no backend can be told, the
     backend is unknown, or backend and platform contradict each other.
     """
-    named = _named(config, directory.name)
+    named = replace(config, name=name) if name else _named(config, directory.name)
     if named.platform == ENSEMBLE:
         return named
     if not named.backend:

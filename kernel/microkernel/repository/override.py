@@ -49,6 +49,8 @@ class Unpacked:
             raise
 
     def _write(self, path: str, content: bytes) -> None:
+        if "\0" in path:
+            raise InvalidArgument(f"file override {path!r} cannot be written: it holds a null byte")
         target = (self.directory / path).resolve()
         if self.directory not in target.parents:
             raise InvalidArgument(f"file override '{path}' leaves the model's directory")

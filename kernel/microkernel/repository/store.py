@@ -1,6 +1,7 @@
 """What lies on disk: models, their versions and their configuration files. Nothing here waits or
 remembers."""
 
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -98,20 +99,49 @@ def config_path(directory: Path, config_name: str = "") -> Path | None:
     return next((path for path in candidates if path.is_file()), None)
 
 
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What a model looked like on disk: the fingerprint of its directory; whether its name stands
+    in two or more repositories."""
+
+    fingerprint: int
+    duplicated: bool = False
+
+
+def look(paths: Sequence[Path]) -> dict[str, Seen]:
+    """Every model of the repositories as it is now. Raises InvalidArgument as `find_models`
+    does."""
+    found = find_models(paths)
+    seen = {name: Seen(fingerprint(directory)) for name, directory in found.models.items()}
+    return seen | {name: Seen(0, duplicated=True) for name in found.duplicates}
+
+
 def fingerprint(directory: Path) -> int:
     """A number that changes when a file below the directory is added, removed or written; what
-    Python compiles for itself does not count."""
-    found = []
-    for path in directory.rglob("*"):
-        if "__pycache__" in path.parts:
+    Python compiles for itself does not count. Links are followed."""
+    found: list[tuple[object, ...]] = []
+    visited: set[tuple[int, int]] = set()
+    for name, inside, files in os.walk(directory, followlinks=True):
+        folder = Path(name)
+        about = _about(folder)
+        place = (about.st_dev, about.st_ino) if about else (0, 0)
+        if place in visited:  # by another link, maybe without end
+            inside.clear()
             continue
-        try:
-            about = path.stat()
-        except OSError:
-            continue  # it went while we looked
-        changes = (about.st_mtime_ns, about.st_size) if path.is_file() else ()
-        found.append((str(path), *changes))
-    return hash(tuple(sorted(found)))
+        visited.add(place)
+        inside[:] = sorted(entry for entry in inside if entry != "__pycache__")
+        found.append((name,))
+        stats = ((file, _about(folder / file)) for file in files)
+        found += [(name, file, s.st_mtime_ns, s.st_size) for file, s in stats if s is not None]
+    return hash(tuple(sorted(found, key=str)))
+
+
+def _about(path: Path) -> os.stat_result | None:
+    """What the system says of a file, None where it went while we looked."""
+    try:
+        return path.stat()
+    except OSError:
+        return None
 
 
 def directories(parent: Path) -> list[Path]:

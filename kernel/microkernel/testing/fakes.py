@@ -90,8 +90,8 @@ class FakeServer:
     and may be changed by a test at any time: `models` by name, `is_live` and `is_ready`, `about`,
     `log`, `memory`, `page` (the metrics), and `failure`, an error that every call raises while it
     is set. `requests` collects what `infer` and `stream` received; `loads` and `unloads` what
-    was to be loaded and unloaded; `traces` the traces of requests, made while `traced` is set, and
-    `trace_changes` what was to be changed of `tracing`.
+    was to be loaded and unloaded, `directories` from where, by name; `traces` the traces of
+    requests, made while `traced` is set, and `trace_changes` what was to be changed of `tracing`.
     """
 
     def __init__(self, models: Iterable[FakeModel] = ()) -> None:
@@ -104,6 +104,7 @@ class FakeServer:
         self.failure: MicrokernelError | None = None
         self.requests: list[InferRequest] = []
         self.loads: list[tuple[str, str | None, Mapping[str, bytes]]] = []
+        self.directories: dict[str, str] = {}
         self.unloads: list[tuple[str, bool]] = []
         self.traced = False
         self.traces: list[Trace] = []
@@ -134,6 +135,12 @@ class FakeServer:
         model = self._model(request.model_name, request.version)
         self.requests.append(request)
         request = replace(request, version=model.version)
+        start = partial(self._start, model)
+        if request.shared_inputs or request.shared_outputs:
+            return await self.memory.stream(request, start)
+        return await start(request)
+
+    async def _start(self, model: FakeModel, request: InferRequest) -> ResponseStream:
         task = asyncio.ensure_future(self._play(model, request, lambda r: stream.put(r)))
         self._playing.add(task)
         task.add_done_callback(self._playing.discard)
@@ -224,12 +231,18 @@ class FakeServer:
         return [port.ModelStatistics(m.config.name, str(m.version), m.stats) for m in models]
 
     async def load_model(
-        self, name: str, config: str | None = None, files: Mapping[str, bytes] | None = None
+        self,
+        name: str,
+        config: str | None = None,
+        files: Mapping[str, bytes] | None = None,
+        directory: str = "",
     ) -> None:
         """Record the call; the model is ready then, with the configuration that is given."""
         self._fail()
         check_name(name)
         self.loads.append((name, config, files or {}))
+        if directory:
+            self.directories[name] = directory
         try:
             model, override = self.models[name], Override.of(config, files or {})
         except (InvalidArgument, KeyError):
@@ -261,6 +274,18 @@ class FakeServer:
     async def unregister_system_shared_memory(self, name: str = "") -> None:
         """Unregister from `memory`."""
         self.memory.unregister(name)
+
+    async def register_cuda_shared_memory(self, region: port.CudaRegion) -> None:
+        """Register with `memory`."""
+        await self.memory.register_cuda(region)
+
+    async def cuda_shared_memory(self, name: str = "") -> Sequence[port.CudaRegion]:
+        """The regions of GPUs of `memory`."""
+        return self.memory.cuda_status(name)
+
+    async def unregister_cuda_shared_memory(self, name: str = "") -> None:
+        """Unregister from `memory`."""
+        self.memory.unregister_cuda(name)
 
     async def metrics(self) -> bytes:
         """`page`."""

@@ -8,9 +8,10 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 
-from microkernel.workers.wire import Kind, split_messages, whole_message
+from microkernel.workers.wire import LARGEST_MESSAGE, Kind, split_messages, whole_message
 
 _RECEIVE = 16 * 1024
+_RECEIVE_MORE = 256 * 1024  # where the beginning of a message was too long for the other
 _MOST_DESCRIPTORS = 250  # the kernel allows 253 in one message
 
 
@@ -124,7 +125,7 @@ class LoopChannel:
 
     def _readable(self) -> None:
         try:
-            data = self._socket.recv(_RECEIVE)
+            data = self._socket.recv(_RECEIVE_MORE if self._incoming else _RECEIVE)
         except BlockingIOError:
             return
         except OSError:
@@ -140,13 +141,13 @@ class LoopChannel:
 
     def _received(self, data: bytes) -> Sequence[tuple[Kind, bytes]]:
         """The messages that are complete now. Raises EOFError at the end of the channel and
-        ValueError for a message of an unknown kind."""
+        ValueError for a message of an unknown kind and one that is too long."""
         if not data:
             raise EOFError
         if not self._incoming and (message := whole_message(data)) is not None:
             return (message,)
         self._incoming += data
-        return list(split_messages(self._incoming))
+        return list(split_messages(self._incoming, LARGEST_MESSAGE))
 
     def close(self) -> None:
         """Close the channel; the peer sees the end."""

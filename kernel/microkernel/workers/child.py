@@ -8,6 +8,7 @@ closed, and at once when the control channel is, which means that the server is 
 import json
 import logging
 import os
+import queue
 import socket
 import threading
 import time
@@ -16,15 +17,22 @@ from pathlib import Path
 from typing import Any
 
 from microkernel.backend import Backend, Instance, Model, Placement
+from microkernel.batch import Batch
 from microkernel.config.codec import config_from_json, config_to_json
-from microkernel.request import Outcome
+from microkernel.families import route_metrics
+from microkernel.origin import origin, works_for
+from microkernel.request import InferRequest, Outcome
 from microkernel.stats import Execution
 from microkernel.workers import descriptors, wire
 from microkernel.workers.arena import Block
 from microkernel.workers.channel import BlockingChannel
 from microkernel.workers.descriptors import Schema
+from microkernel.workers.desk import MetricDesk
+from microkernel.workers.flags import Flags, Slot
 from microkernel.workers.hosting import make_backend, settings_from_json
+from microkernel.workers.parts import Moments, part_message
 from microkernel.workers.runner import as_error, run, unload
+from microkernel.workers.senders import WorkerSender, run_stream
 from microkernel.workers.wire import EXECUTE, Kind
 
 log = logging.getLogger("microkernel.worker")
@@ -48,6 +56,7 @@ class _ControlHandler(logging.Handler):
             "logger": record.name,
             "file": record.filename,
             "line": record.lineno,
+            **origin(),
         }
         if record.exc_info:
             document["exception"] = logging.Formatter().formatException(record.exc_info)
@@ -63,6 +72,24 @@ def _level(number: int) -> str:
     return next((name for level, name in names.items() if number >= level), "debug")
 
 
+class _ChannelSender(WorkerSender):
+    """Sends responses over the instance's socket, beside the results of batches."""
+
+    def __init__(
+        self, channel: BlockingChannel, slot: Slot, request: InferRequest, schema: Schema
+    ) -> None:
+        super().__init__(slot, request, schema)
+        self._channel = channel
+
+    def _deliver(self, outcome: Outcome | None, moments: Moments, *, final: bool) -> int:
+        message, end = part_message(self._slot.number, outcome, self._schema, moments, final=final)
+        try:
+            self._channel.send(message)
+        except OSError:
+            os._exit(1)  # the server is gone
+        return end
+
+
 class _InstanceLoop:
     """Serves one instance's socket until the server closes it."""
 
@@ -71,10 +98,14 @@ class _InstanceLoop:
         self._schema = schema
         self._model = model
         self._blocks: dict[int, Block] = {}
+        self.flags = Flags()
 
     def serve(self, instance: Instance) -> None:
         """Execute batches until the end of the channel."""
         while (message := self._next()) is not None:
+            if self._schema.decoupled:
+                self._stream(instance, message)
+                continue
             outcomes, times = self._execute(instance, message)
             self._answer(outcomes, times, descriptors.read_blocks(message)[1])
 
@@ -95,9 +126,28 @@ class _InstanceLoop:
         self._blocks.pop(wire.read_unmap(body)).close()
         return 0
 
-    def _execute(self, instance: Instance, body: bytes) -> tuple[Sequence[Outcome], Execution]:
+    def _batch(self, body: bytes) -> Batch:
         inputs = self._blocks[descriptors.read_blocks(body)[0]]
         batch = descriptors.read_execute(body, self._schema, inputs.view, self._model)
+        works_for(batch.requests)
+        batch.gone = self.flags.gone
+        return batch
+
+    def _stream(self, instance: Instance, body: bytes) -> None:
+        batch = self._batch(body)
+        self.flags.begin(batch.first, len(batch))
+        times = Execution(0, time.monotonic_ns(), 0, 0)
+        senders = [
+            _ChannelSender(self._channel, Slot(self.flags, number), request, self._schema)
+            for number, request in enumerate(batch, batch.first)
+        ]
+        run_stream(instance, batch, senders)
+        times.output_start = times.end = time.monotonic_ns()
+        self._channel.send(descriptors.result_message((), (), self._schema, times))
+
+    def _execute(self, instance: Instance, body: bytes) -> tuple[Sequence[Outcome], Execution]:
+        batch = self._batch(body)
+        self.flags.begin(batch.first)
         times = Execution(0, time.monotonic_ns(), 0, 0)
         outcomes = run(instance, batch, self._schema)
         times.output_start = time.monotonic_ns()
@@ -129,8 +179,9 @@ class _InstanceLoop:
 class _Child:
     """Completes a configuration, loads the model, makes the instances and waits for the end."""
 
-    def __init__(self, control: BlockingChannel) -> None:
+    def __init__(self, control: BlockingChannel, reader: "_Reader") -> None:
         self._control = control
+        self._reader = reader
         self._backend: Backend | None = None
 
     def obey(self, kind: Kind, order: Any) -> bool:
@@ -153,7 +204,7 @@ class _Child:
         sockets = [socket.socket(fileno=self._control.take_descriptor()) for _ in placements]
         loops = [_InstanceLoop(sock, schema, identity) for sock in sockets]
         made = _Made(len(placements), self._control)
-        threading.Thread(target=self._watch, name="control", daemon=True).start()
+        self._reader.flags = [loop.flags for loop in loops]
         pairs = list(zip(loops, placements, strict=True))
         threads = [
             threading.Thread(target=_serve, args=(*pair, model, made), name=pair[1].name)
@@ -166,14 +217,55 @@ class _Child:
             thread.join()
         unload(model)
 
-    def _watch(self) -> None:
-        """The control channel carries nothing more to the worker but its end."""
+
+_SIGNALS = {Kind.CANCEL: Flags.cancel, Kind.PAUSE: Flags.pause, Kind.RESUME: Flags.resume}
+
+
+class _Reader:
+    """Reads the control channel on a thread of its own: orders wait for the main thread, what a
+    model waits for while that is busy with one does not, and the channel's end is the end of a
+    busy process. `flags` are those of the instances, which come with the order to start."""
+
+    def __init__(self, control: BlockingChannel) -> None:
+        self.flags: Sequence[Flags] = ()
+        self._control = control
+        self._desk = MetricDesk(self._send)
+        self._orders: queue.SimpleQueue[tuple[Kind, Any] | None] = queue.SimpleQueue()
+        self._idle = True
+        route_metrics(self._desk, whole_process=True)
+        threading.Thread(target=self._read, name="control", daemon=True).start()
+
+    def order(self) -> tuple[Kind, Any] | None:
+        """The next order, None when there will be none; the process is busy from then on."""
+        self._idle = True
+        order = self._orders.get()
+        self._idle = False
+        return order
+
+    def _send(self, document: object) -> None:
         try:
-            while self._control.receive() is not None:
-                pass
+            self._control.send(wire.control_message(Kind.METRIC, document))
+        except OSError:
+            os._exit(1)  # the server is gone
+
+    def _read(self) -> None:
+        try:
+            while (message := self._control.receive()) is not None:
+                self._sort(*message)
         except OSError:
             pass
-        os._exit(1)
+        if not self._idle:
+            os._exit(1)
+        self._orders.put(None)
+
+    def _sort(self, kind: Kind, body: bytes) -> None:
+        if (signal := _SIGNALS.get(kind)) is not None:
+            instance, number = wire.read_signal(body)
+            signal(self.flags[instance], number)
+        elif kind is Kind.METRIC:
+            self._desk.answer(json.loads(body))
+        else:
+            self._orders.put((kind, json.loads(body)))
 
 
 class _Made:
@@ -211,6 +303,7 @@ def _serve(loop: _InstanceLoop, placement: Placement, model: Model, made: _Made)
     except BaseException:
         log.critical("instance %s cannot go on", placement.name, exc_info=True)
         os._exit(1)  # a thread that just ended would leave its requests waiting
+    works_for(())
     try:
         instance.close()
     except Exception:
@@ -227,10 +320,10 @@ def main(sock: socket.socket) -> None:
     control = BlockingChannel(sock)
     root = logging.getLogger()
     root.handlers[:] = [_ControlHandler(control)]
-    child = _Child(control)
-    while (message := control.receive()) is not None:
-        kind, body = message
-        order = json.loads(body)
+    reader = _Reader(control)
+    child = _Child(control, reader)
+    while (message := reader.order()) is not None:
+        kind, order = message
         root.setLevel(logging.DEBUG if order["verbose"] else logging.INFO)
         try:
             if child.obey(kind, order):

@@ -11,6 +11,7 @@ from microkernel.errors import MicrokernelError
 from microkernel.request import InferRequest
 from microkernel.stats import Execution
 from microkernel.workers.descriptors import Answer
+from microkernel.workers.flights import Receiver
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,16 +40,40 @@ Lost: TypeAlias = Callable[[MicrokernelError], None]
 
 
 class WorkerInstance(Protocol):
-    """One instance in a worker, on the server's side. Busy from `execute` until it calls `done`."""
+    """One instance in a worker, on the server's side. Busy from `execute` until it calls `done`, or
+    from `stream` until the receiver's `returned`. Requests are known by numbers, which the instance
+    gives them and never gives again."""
 
     @property
     def name(self) -> str:
         """The instance's name."""
         ...
 
-    def execute(self, requests: Sequence[InferRequest], sizes: Sequence[int], done: Done) -> None:
+    def execute(self, requests: Sequence[InferRequest], sizes: Sequence[int], done: Done) -> int:
         """Run a batch whose requests have the same inputs, in configuration order. `done` is called
-        once, on the loop, whatever happens to the worker."""
+        once, on the loop, whatever happens to the worker. Returns the number of the first request;
+        the others have those that follow."""
+        ...
+
+    def stream(
+        self, requests: Sequence[InferRequest], sizes: Sequence[int], receiver: Receiver
+    ) -> int:
+        """As `execute`, for a decoupled model: what comes of the batch goes to the receiver, which
+        gets one final part for every request, whatever happens to the worker."""
+        ...
+
+    def cancel(self, number: int) -> None:
+        """Tell the model that nobody waits for the request any more. One that is finished is left
+        alone."""
+        ...
+
+    def pause(self, number: int) -> None:
+        """Let the model wait with further responses of the request, for they are not read. One that
+        is finished is left alone, also by `resume`."""
+        ...
+
+    def resume(self, number: int) -> None:
+        """The responses of the request are read again."""
         ...
 
 

@@ -11,6 +11,7 @@ import json
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from microkernel.batch import Batch
 from microkernel.config.model import ModelConfig
@@ -18,7 +19,8 @@ from microkernel.errors import MicrokernelError, error_from
 from microkernel.request import NO_PARAMETERS, InferRequest, Outcome, Parameters
 from microkernel.request import Sequence as Seq
 from microkernel.stats import Execution
-from microkernel.tensor import BY_CONFIG_NAME, BY_NUMBER, DataType, Tensor
+from microkernel.tensor import BY_CONFIG_NAME, BY_NUMBER, DataType, Tensor, element_count
+from microkernel.trace import Trace
 from microkernel.workers.arena import aligned
 from microkernel.workers.wire import EXECUTE, HEADER, RESULT, Kind
 
@@ -28,11 +30,13 @@ _WRONG_LENGTH = "a descriptor is not as long as it says"
 
 @dataclass(frozen=True, slots=True)
 class Schema:
-    """The tensors of a model, in the order of its configuration."""
+    """The tensors of a model, in the order of its configuration; whether it batches, and whether it
+    is decoupled."""
 
     inputs: Sequence[tuple[str, DataType]]
     outputs: Sequence[str]
     batches: bool
+    decoupled: bool = False
 
     @classmethod
     def of(cls, config: ModelConfig) -> "Schema":
@@ -41,6 +45,7 @@ class Schema:
             tuple((i.name, BY_CONFIG_NAME[i.data_type]) for i in config.input),
             tuple(o.name for o in config.output),
             config.max_batch_size > 0,
+            config.decoupled,
         )
 
 
@@ -97,13 +102,14 @@ def _start(count: int) -> struct.Struct:
     return struct.Struct(f"{HEADER.format}I{count}q")
 
 
-def _pack(kind: Kind, words: Sequence[int], texts: Sequence[bytes]) -> bytes:
+def pack(kind: Kind, words: Sequence[int], texts: Sequence[bytes]) -> bytes:
+    """A message of words and, after them, texts."""
     count, text = len(words), b"".join(texts) if texts else b""
     length = _COUNT.size + 8 * count + len(text)
     return _start(count).pack(length, kind, count, *words) + text
 
 
-def _unpack(body: bytes) -> tuple[tuple[int, ...], int]:
+def unpack(body: bytes) -> tuple[tuple[int, ...], int]:
     """The words of a descriptor and where its texts begin."""
     (count,) = _COUNT.unpack_from(body)
     text = _COUNT.size + 8 * count
@@ -113,10 +119,12 @@ def _unpack(body: bytes) -> tuple[tuple[int, ...], int]:
 
 
 def execute_message(
-    plan: Plan, sizes: Sequence[int], schema: Schema, blocks: tuple[int, int]
+    plan: Plan, sizes: Sequence[int], schema: Schema, numbers: tuple[int, int, int]
 ) -> bytes:
-    """The descriptor of a batch; `blocks` are the numbers of the input and the output block."""
-    words = [*blocks, len(plan.requests), len(plan.starts), *plan.indices, *plan.starts, *sizes]
+    """The descriptor of a batch; `numbers` are those of the input block, the output block and the
+    first request."""
+    count = len(plan.requests)
+    words = [*numbers, plan.total, count, len(plan.starts), *plan.indices, *plan.starts, *sizes]
     texts: list[bytes] = []
     for request in plan.requests:
         extras, outputs = _extras(request), request.outputs
@@ -129,13 +137,13 @@ def execute_message(
             shape = tensor.shape
             words += (len(tensor.data), len(shape))
             words += shape
-    return _pack(EXECUTE, words, texts)
+    return pack(EXECUTE, words, texts)
 
 
 def _extras(request: InferRequest) -> bytes:
     """What most requests leave at its default, as JSON; nothing at all where they all do."""
-    sequence = request.sequence
-    if not (
+    sequence, trace = request.sequence, request.trace
+    if trace is None and not (
         request.id or request.parameters or sequence.id or request.priority or request.timeout_us
     ):
         return b""
@@ -150,6 +158,8 @@ def _extras(request: InferRequest) -> bytes:
         extras["priority"] = request.priority
     if request.timeout_us:
         extras["timeout_us"] = request.timeout_us
+    if trace is not None:
+        extras["trace"] = [trace.id, trace.context]
     return json.dumps(extras).encode()
 
 
@@ -160,11 +170,14 @@ def read_blocks(body: bytes) -> tuple[int, int]:
 
 
 def read_execute(body: bytes, schema: Schema, block: memoryview, model: tuple[str, int]) -> Batch:
-    """The batch, its tensors views on the input block. `model` is the name and the version."""
-    words, text = _unpack(body)
-    count, columns = words[2:4]
-    places, i = 4 + columns, 4 + 2 * columns
-    indices, starts, sizes = words[4:places], words[places:i], words[i : i + count]
+    """The batch, its tensors views on the input block, or on a copy of it where the model is
+    decoupled. `model` is the name and the version."""
+    words, text = unpack(body)
+    first, total, count, columns = words[2:6]
+    if schema.decoupled:  # the block belongs to the next batch before the responses are sent
+        block = memoryview(bytearray(block[:total]))
+    places, i = 6 + columns, 6 + 2 * columns
+    indices, starts, sizes = words[6:places], words[places:i], words[i : i + count]
     i += count
     ends, requests = list(starts), []
     for _ in range(count):
@@ -189,7 +202,7 @@ def read_execute(body: bytes, schema: Schema, block: memoryview, model: tuple[st
         requests.append(request)
     if i != len(words) or text != len(body):
         raise ValueError(_WRONG_LENGTH)
-    return Batch(requests, _stacked(requests, sizes, block, (starts, ends), schema), sizes)
+    return Batch(requests, _stacked(requests, sizes, block, (starts, ends), schema), sizes, first)
 
 
 def _fill_in(request: InferRequest, extras: bytes) -> None:
@@ -201,6 +214,9 @@ def _fill_in(request: InferRequest, extras: bytes) -> None:
     request.timeout_us = given.get("timeout_us", 0)
     if "sequence" in given:
         request.sequence = Seq(*given["sequence"])
+    if "trace" in given:
+        number, context = given["trace"]
+        request.trace = Trace(number, request.model_name, request.version, context=context)
 
 
 def _stacked(
@@ -276,7 +292,7 @@ def result_message(
             index, shape = schema.outputs.index(tensor.name), tensor.shape
             words += (index, tensor.datatype.number, next(starts), len(tensor.data), len(shape))
             words += shape
-    return _pack(RESULT, words, texts)
+    return pack(RESULT, words, texts)
 
 
 @dataclass(slots=True)
@@ -287,7 +303,8 @@ class Answer:
     parameters: Parameters
 
 
-def _error(text: bytes) -> MicrokernelError:
+def read_error(text: bytes) -> MicrokernelError:
+    """An error that a worker sent. Raises ValueError for what is none."""
     document = json.loads(text)
     if not isinstance(document, list) or [type(entry) for entry in document] != [str, str]:
         raise ValueError("an error is not a code and a message")
@@ -299,7 +316,7 @@ def read_result(
 ) -> tuple[Execution, list[Answer | MicrokernelError]]:
     """The moments of an execution that began at `start`, and the outcomes of its batch; output
     tensors are views on `block`."""
-    words, text = _unpack(body)
+    words, text = unpack(body)
     input_end, output_start, end, count = words[:4]
     answers: list[Answer | MicrokernelError] = []
     i = 4
@@ -311,7 +328,7 @@ def read_result(
             extras = body[text : text + extras_length]
             text += extras_length
         if failed:
-            answers.append(_error(extras))
+            answers.append(read_error(extras))
             continue
         tensors = []
         for _ in range(outputs):
@@ -319,9 +336,35 @@ def read_result(
             if rank < 0:  # the position must only grow
                 raise ValueError(_WRONG_LENGTH)
             i += 5 + rank
-            shape, data = words[i - rank : i], block[at : at + nbytes]
-            tensors.append(Tensor(schema.outputs[index], BY_NUMBER[number], shape, data))
-        answers.append(Answer(tuple(tensors), json.loads(extras) if extras else NO_PARAMETERS))
+            datatype, shape = BY_NUMBER[number], words[i - rank : i]
+            data = _cut_out(block, (at, nbytes), datatype, shape)
+            tensors.append(Tensor(schema.outputs[index], datatype, shape, data))
+        answers.append(Answer(tuple(tensors), read_parameters(extras)))
     if i != len(words) or text != len(body):
         raise ValueError(_WRONG_LENGTH)
     return Execution(start, input_end, output_start, end), answers
+
+
+def _cut_out(
+    block: memoryview, place: tuple[int, int], datatype: DataType, shape: Sequence[int]
+) -> memoryview:
+    """The data of an output. Raises ValueError where it is not within the block or not what the
+    shape wants: what a worker says of its memory must not make up a tensor."""
+    at, nbytes = place
+    data, size = block[at : at + nbytes], datatype.size
+    wrong = size and element_count(shape) * size != nbytes
+    if wrong or at < 0 or len(data) != nbytes or min(shape, default=0) < 0:
+        raise ValueError(_WRONG_LENGTH)
+    return data
+
+
+def read_parameters(text: bytes) -> Parameters:
+    """The parameters of a response, none for an empty text. Raises ValueError for what are none."""
+    if not text:
+        return NO_PARAMETERS
+    document: Any = json.loads(text)
+    if not isinstance(document, dict) or not all(
+        isinstance(value, bool | int | float | str) for value in document.values()
+    ):
+        raise ValueError("the parameters of a response are none")
+    return document

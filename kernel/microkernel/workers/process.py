@@ -1,4 +1,4 @@
-"""A worker process as the server sees it: a control channel, a socket per instance, a pid."""
+"""A worker process as the server sees it: a control channel, its instances, a pid."""
 
 import asyncio
 import contextlib
@@ -6,10 +6,9 @@ import json
 import os
 import signal
 import socket
-import struct
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import structlog
@@ -18,16 +17,15 @@ from microkernel.backend import Placement
 from microkernel.config.codec import config_from_json, config_to_json
 from microkernel.config.model import ModelConfig
 from microkernel.errors import MicrokernelError, Unavailable, error_from
-from microkernel.request import InferRequest
-from microkernel.stats import Execution
-from microkernel.workers import descriptors, wire
-from microkernel.workers.arena import Block, BlockPool, block_size
+from microkernel.metrics.custom import CustomMetrics
+from microkernel.workers import wire
 from microkernel.workers.channel import LoopChannel
-from microkernel.workers.contract import Done, Hosted, Lost, Result
-from microkernel.workers.descriptors import Plan, Schema
+from microkernel.workers.contract import Hosted, Lost
+from microkernel.workers.descriptors import Schema
 from microkernel.workers.hosting import settings_to_json
+from microkernel.workers.instance import Link, ProcessInstance
 from microkernel.workers.spawning import ForkServers, Spawned
-from microkernel.workers.wire import NEED, Kind
+from microkernel.workers.wire import Kind
 
 log = structlog.get_logger()
 
@@ -38,117 +36,19 @@ STOP_LIMIT = 30.0
 """Seconds a worker may take to close its instances."""
 
 
-class ProcessInstance:
-    """One instance in a child process: gathers batches into its input block, and reads outcomes
-    from the output block it lent."""
-
-    def __init__(
-        self,
-        name: str,
-        sock: socket.socket,
-        schema: Schema,
-        on_closed: Callable[[], None],
-        kill: Callable[[str], None],
-    ) -> None:
-        """`on_closed` is called when the socket ends, `kill` to end a worker gone wrong."""
-        self.name = name
-        self._schema = schema
-        self._channel = LoopChannel(sock, self._message, on_closed)
-        self._kill = kill
-        self._blocks = 0
-        self._input: Block | None = None
-        self._output: Block | None = None
-        self._pool = BlockPool(self._create, self._retire)
-        self._done: Done | None = None
-        self._count = 0
-        self._start = 0
-
-    def execute(self, requests: Sequence[InferRequest], sizes: Sequence[int], done: Done) -> None:
-        """Gather the batch into shared memory and send its descriptor."""
-        self._done, self._count = done, len(requests)
-        self._start = time.monotonic_ns()
-        plan = descriptors.plan(requests, self._schema)
-        try:
-            block = self._input_block(plan)
-            self._output = self._pool.take()
-        except OSError as error:
-            text = f"no memory for {plan.total} bytes of input for '{self.name}': {error}"
-            self.fail(Unavailable(text))
-            return
-        descriptors.gather(plan, block.view)
-        numbers = (block.number, self._output.number if self._output else 0)
-        self._channel.send(descriptors.execute_message(plan, sizes, self._schema, numbers))
-
-    def _input_block(self, plan: Plan) -> Block:
-        if self._input is None or self._input.size < plan.total:
-            if self._input is not None:
-                self._retire(self._input)
-                self._input = None
-            self._input = self._create(block_size(max(plan.total, 1)))
-        return self._input
-
-    def _create(self, size: int) -> Block:
-        self._blocks += 1
-        block = Block.create(self._blocks, size)
-        self._channel.send(wire.map_message(block.number, size), [block.descriptor])
-        return block
-
-    def _retire(self, block: Block) -> None:
-        self._channel.send(wire.unmap_message(block.number))
-        block.close()
-
-    def _message(self, kind: Kind, body: bytes) -> None:
-        try:
-            if kind is NEED:
-                self._lend(wire.read_need(body))
-                return
-            result = self._result(body)
-        except (struct.error, ValueError, LookupError) as error:
-            self._kill(f"it sent a message that cannot be read: {error!r}")
-            return
-        self._finish(result)
-
-    def _lend(self, needed: int) -> None:
-        small, self._output = self._output, None
-        try:
-            self._output = self._pool.grow(needed, small)
-        except OSError as error:
-            self._kill(f"there is no memory for {needed} bytes of its output: {error}")
-            return
-        self._channel.send(wire.need_message(self._output.number))
-
-    def _result(self, body: bytes) -> Result:
-        block, self._output = self._output, None
-        view = memoryview(b"") if block is None else self._pool.lease(block)
-        return Result(*descriptors.read_result(body, self._schema, view, self._start))
-
-    def fail(self, error: MicrokernelError) -> None:
-        """Answer the running batch, if there is one, with an error."""
-        now = time.monotonic_ns()
-        if self._done is not None:
-            times = Execution(self._start, now, now, now)
-            self._finish(Result(times, [error] * self._count))
-
-    def _finish(self, result: Result) -> None:
-        done, self._done = self._done, None
-        assert done is not None
-        done(result)
-
-    def close(self) -> None:
-        """Close the socket, which lets the instance end, and give the memory back."""
-        self._channel.close()
-        self._pool.close()
-        for block in (self._input, self._output):
-            if block is not None:
-                block.close()
-        self._input = self._output = None
-
-
 class ProcessWorker:
     """A child process that hosts one model version. Made by `ProcessWorker.spawn`."""
 
-    def __init__(self, hosted: Hosted, spawned: Spawned, *, verbose: bool) -> None:
+    def __init__(
+        self,
+        hosted: Hosted,
+        spawned: Spawned,
+        *,
+        verbose: bool,
+        metrics: CustomMetrics | None = None,
+    ) -> None:
         self._hosted = hosted
+        self._metrics = CustomMetrics(()) if metrics is None else metrics
         self._pid = spawned.pid
         self._exit = spawned.exit
         self._lost: Lost = lambda _: None
@@ -164,10 +64,17 @@ class ProcessWorker:
 
     @classmethod
     async def spawn(
-        cls, hosted: Hosted, forks: ForkServers, *, verbose: bool = False
+        cls,
+        hosted: Hosted,
+        forks: ForkServers,
+        *,
+        verbose: bool = False,
+        metrics: CustomMetrics | None = None,
     ) -> "ProcessWorker":
-        """Start the process. Raises Unavailable where none can be started."""
-        return cls(hosted, await forks.spawn(hosted.backend), verbose=verbose)
+        """Start the process. `metrics` takes the families that its models declare; without, they
+        are on no page. Raises Unavailable where none can be started."""
+        spawned = await forks.spawn(hosted.backend)
+        return cls(hosted, spawned, verbose=verbose, metrics=metrics)
 
     async def complete(self, config: ModelConfig) -> ModelConfig:
         """See `Worker.complete`."""
@@ -178,12 +85,11 @@ class ProcessWorker:
     ) -> Sequence[ProcessInstance]:
         """See `Worker.start`."""
         schema, theirs = Schema.of(config), []
-        for placement in placements:
+        for place, placement in enumerate(placements):
             ours, other = socket.socketpair()
             theirs.append(other)
-            self._instances.append(
-                ProcessInstance(placement.name, ours, schema, self._socket_closed, self.kill)
-            )
+            link = Link(ours, self._socket_closed, self.kill, partial(self._signal_for, place))
+            self._instances.append(ProcessInstance(placement.name, schema, link))
         order = self._order(config) | {"placements": [asdict(p) for p in placements]}
         try:
             await self._call(Kind.START, order, [s.fileno() for s in theirs])
@@ -214,14 +120,25 @@ class ProcessWorker:
             raise self._death(self._exit.result())
         return answer
 
+    def _signal_for(self, instance: int, kind: Kind, number: int) -> None:
+        self._control.send(wire.signal_message(kind, instance, number))
+
     def _message(self, kind: Kind, body: bytes) -> None:
         document = json.loads(body)
         if kind is Kind.LOG:
             self._log_line(document)
+        elif kind is Kind.METRIC:
+            self._attend(document)
         elif kind is Kind.FAILED:
             self._settle(error_from(*document))
         else:
             self._settle(document)
+
+    def _attend(self, document: object) -> None:
+        if self._exit.done():  # what it held has been forgotten
+            return
+        if (answer := self._metrics.attend(self, document)) is not None:
+            self._control.send(wire.control_message(Kind.METRIC, answer))
 
     def _settle(self, answer: object) -> None:
         future, self._answer = self._answer, None
@@ -257,6 +174,7 @@ class ProcessWorker:
             self._loop.call_later(EXIT_GRACE, self._signal, signal.SIGKILL)
 
     def _exited(self, exit_code: "asyncio.Future[int]") -> None:
+        self._metrics.forget(self)
         if self._ended or exit_code.cancelled():
             return
         error = self._death(exit_code.result())

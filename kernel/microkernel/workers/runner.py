@@ -10,7 +10,7 @@ from dataclasses import replace
 from microkernel.backend import Instance, Model
 from microkernel.batch import Batch
 from microkernel.errors import Internal, MicrokernelError
-from microkernel.request import InferRequest, Outcome
+from microkernel.request import Outcome
 from microkernel.tensor import Tensor, element_count
 from microkernel.workers.descriptors import Schema
 
@@ -28,7 +28,7 @@ def run(instance: Instance, batch: Batch, schema: Schema) -> list[Outcome]:
             text = f"the backend gave {len(outcomes)} outcomes for a batch of {len(batch)} requests"
             return [Internal(text)] * len(batch)
         pairs = zip(batch.requests, outcomes, strict=True)
-        return [_checked(request, outcome, schema) for request, outcome in pairs]
+        return [checked(outcome, request.outputs or schema.outputs) for request, outcome in pairs]
     except MicrokernelError as error:
         return [error] * len(batch)
     except (Exception, SystemExit) as error:
@@ -51,10 +51,11 @@ def as_error(error: BaseException) -> MicrokernelError:
     return Internal(f"{type(error).__name__}: {error}")
 
 
-def _checked(request: InferRequest, outcome: Outcome, schema: Schema) -> Outcome:
+def checked(outcome: Outcome, wanted: Sequence[str]) -> Outcome:
+    """The outcome with those outputs that are wanted, or an error where it cannot be one. A request
+    that asks for no output in particular wants those of the configuration."""
     if isinstance(outcome, MicrokernelError):
         return outcome
-    wanted: Sequence[str] = request.outputs or schema.outputs
     kept = tuple(tensor for tensor in outcome.outputs if tensor.name in wanted)
     for tensor in kept:
         if fault := _fault(tensor):

@@ -1,180 +1,36 @@
-"""A worker inside the server process: one thread per instance.
-
-For trusted, small models. A batch of one reaches the backend as a view on what the protocol
-received; outputs are copied once, so that a backend may use its buffers again.
-"""
+"""A worker inside the server process: one thread per instance, for trusted, small models."""
 
 import asyncio
-import queue
-import threading
-import time
-from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import partial
-from typing import TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
-import structlog
-
-from microkernel.backend import Backend, Instance, Model, Placement
-from microkernel.batch import Batch
+from microkernel.backend import Backend, Model, Placement
 from microkernel.config.model import ModelConfig
-from microkernel.errors import MicrokernelError, Unavailable
-from microkernel.request import InferRequest, Outcome
-from microkernel.stats import Execution
-from microkernel.workers import descriptors
-from microkernel.workers.contract import Done, Hosted, Lost, Result
-from microkernel.workers.descriptors import Answer, Schema
+from microkernel.errors import Unavailable
+from microkernel.families import route_metrics
+from microkernel.metrics.custom import CustomMetrics
+from microkernel.origin import works_for_model
+from microkernel.workers.contract import Hosted, Lost
+from microkernel.workers.descriptors import Schema
+from microkernel.workers.desk import MetricDesk
 from microkernel.workers.hosting import make_backend
-from microkernel.workers.runner import as_error, run, unload
-
-log = structlog.get_logger()
+from microkernel.workers.runner import as_error, unload
+from microkernel.workers.thread_instance import Homecoming, ThreadInstance
 
 T = TypeVar("T")
-
-
-class _Homecoming:
-    """Brings results from instance threads to the loop, waking it once for all that are there."""
-
-    def __init__(self) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._results: deque[tuple[Done, Result]] = deque()
-        self._woken = False
-
-    def bring(self, done: Done, result: Result) -> None:
-        """Have `done(result)` called on the loop."""
-        self._results.append((done, result))
-        if not self._woken:
-            self._woken = True
-            self._loop.call_soon_threadsafe(self._deliver)
-
-    def _deliver(self) -> None:
-        self._woken = False  # first: what is brought from now on wakes the loop again
-        while self._results:
-            done, result = self._results.popleft()
-            self._loop.call_soon(done, result)
-
-
-@dataclass(slots=True, eq=False)
-class _Order:
-    """A batch on its way through an instance."""
-
-    requests: Sequence[InferRequest]
-    sizes: Sequence[int]
-    done: Done
-    start: int
-
-
-class ThreadInstance:
-    """One instance on a thread of the server process."""
-
-    def __init__(self, placement: Placement, schema: Schema, home: _Homecoming) -> None:
-        self.name = placement.name
-        self._placement = placement
-        self._schema = schema
-        self._home = home
-        self._orders: queue.SimpleQueue[_Order | None] = queue.SimpleQueue()
-        self._running: _Order | None = None
-        self._left_behind = False
-        self._loop = asyncio.get_running_loop()
-        self._thread: threading.Thread | None = None
-
-    async def start(self, model: Model) -> None:
-        """Make the instance on its thread. Raises what the backend raised."""
-        made: asyncio.Future[None] = self._loop.create_future()
-        self._thread = threading.Thread(
-            target=self._serve, args=(model, made), name=self.name, daemon=True
-        )
-        self._thread.start()
-        await made
-
-    def execute(self, requests: Sequence[InferRequest], sizes: Sequence[int], done: Done) -> None:
-        """See `WorkerInstance.execute`."""
-        self._running = _Order(requests, sizes, done, time.monotonic_ns())
-        self._orders.put(self._running)
-
-    def fail(self, error: MicrokernelError) -> None:
-        """Answer the running batch, if there is one, with an error, and leave its thread behind:
-        what it brings later is dropped."""
-        if self._running is not None:
-            order, self._running, self._left_behind = self._running, None, True
-            order.done(_failed(order, error))
-
-    def stop(self) -> None:
-        """Close the instance and end the thread; blocks until it has, unless it was left behind."""
-        self._orders.put(None)
-        if self._thread is not None and not self._left_behind:
-            self._thread.join()
-
-    def _serve(self, model: Model, made: "asyncio.Future[None]") -> None:
-        try:
-            instance = model.instance(self._placement)
-        except (Exception, SystemExit) as error:  # noqa: BLE001 - goes to who starts the model
-            self._loop.call_soon_threadsafe(_settle, made, as_error(error))
-            return
-        self._loop.call_soon_threadsafe(_settle, made, None)
-        while (order := self._orders.get()) is not None:
-            self._home.bring(partial(self._finished, order), self._execute(instance, order))
-        try:
-            instance.close()
-        except Exception:
-            log.exception("closing an instance failed", instance=self.name)
-
-    def _finished(self, order: _Order, result: Result) -> None:
-        if self._running is order:
-            self._running = None
-            order.done(result)
-
-    def _execute(self, instance: Instance, order: _Order) -> Result:
-        times = Execution(order.start, 0, 0, 0)
-        try:
-            batch = _batch(order.requests, order.sizes, self._schema)
-            times.input_end = time.monotonic_ns()
-            outcomes = run(instance, batch, self._schema)
-            times.output_start = time.monotonic_ns()
-            answers = [_kept(outcome) for outcome in outcomes]
-        except MemoryError as error:
-            return _failed(order, Unavailable(f"no memory for a batch of '{self.name}': {error}"))
-        times.end = time.monotonic_ns()
-        return Result(times, answers)
-
-
-def _settle(made: "asyncio.Future[None]", error: MicrokernelError | None) -> None:
-    if made.done():
-        return  # nobody waits any more
-    if error is None:
-        made.set_result(None)
-    else:
-        made.set_exception(error)
-
-
-def _failed(order: _Order, error: MicrokernelError) -> Result:
-    now = time.monotonic_ns()
-    return Result(Execution(order.start, now, now, now), [error] * len(order.requests))
-
-
-def _batch(requests: Sequence[InferRequest], sizes: Sequence[int], schema: Schema) -> Batch:
-    if len(requests) == 1:
-        return Batch(requests, {t.name: t for t in requests[0].inputs}, sizes)
-    plan = descriptors.plan(requests, schema)
-    block = memoryview(bytearray(plan.total))
-    descriptors.gather(plan, block)
-    return descriptors.lay_out(plan, sizes, schema, block)
-
-
-def _kept(outcome: Outcome) -> Answer | MicrokernelError:
-    if isinstance(outcome, MicrokernelError):
-        return outcome
-    for tensor in outcome.outputs:
-        tensor.data = bytes(tensor.data)
-    return Answer(outcome.outputs, outcome.parameters)
 
 
 class ThreadWorker:
     """Hosts one model version on threads of the server process."""
 
-    def __init__(self, hosted: Hosted) -> None:
+    def __init__(self, hosted: Hosted, metrics: CustomMetrics | None = None) -> None:
+        """To be made on a running loop. `metrics` takes the families that the model declares;
+        without, they are on no page."""
         self._hosted = hosted
+        self._metrics = CustomMetrics(()) if metrics is None else metrics
+        self._loop = asyncio.get_running_loop()
+        self._desk = MetricDesk(self._send)
+        self._ended = False
         self._backend: Backend | None = None
         self._model: Model | None = None
         self._instances: list[ThreadInstance] = []
@@ -185,6 +41,7 @@ class ThreadWorker:
         return await asyncio.to_thread(_ours, self._complete, config)
 
     def _complete(self, config: ModelConfig) -> ModelConfig:
+        self._enter()
         return self._made().complete(config, self._hosted.files)
 
     async def start(
@@ -192,14 +49,35 @@ class ThreadWorker:
     ) -> Sequence[ThreadInstance]:
         """See `Worker.start`."""
         self._model = model = await asyncio.to_thread(_ours, self._load, config)
-        schema, home = Schema.of(config), _Homecoming()
-        self._instances = [ThreadInstance(p, schema, home) for p in placements]
+        schema, home = Schema.of(config), Homecoming()
+        self._instances = [ThreadInstance(p, schema, home, self._enter) for p in placements]
         for instance in self._instances:
             await instance.start(model)
         return self._instances
 
     def _load(self, config: ModelConfig) -> Model:
+        self._enter()
         return self._made().load(config, self._hosted.files)
+
+    def _enter(self) -> None:
+        """The calling thread works for the model from now on."""
+        works_for_model(self._hosted.model, self._hosted.version)
+        route_metrics(self._desk)
+
+    def _send(self, document: Mapping[str, Any]) -> None:
+        try:
+            self._loop.call_soon_threadsafe(self._attend, document)
+        except RuntimeError:  # a thread left behind may outlive the loop
+            raise Unavailable("the server has stopped, and its metrics with it") from None
+
+    def _attend(self, document: Mapping[str, Any]) -> None:
+        if not self._ended and (answer := self._metrics.attend(self, document)) is not None:
+            self._desk.answer(answer)
+
+    def _end(self) -> None:
+        self._ended = True
+        self._desk.close()
+        self._metrics.forget(self)
 
     def _made(self) -> Backend:
         if self._backend is None:
@@ -216,10 +94,14 @@ class ThreadWorker:
         self._lost(error)  # first, so that no further batch comes here
         for instance in self._instances:
             instance.fail(error)
+        self._end()
 
     async def stop(self) -> None:
         """See `Worker.stop`."""
-        await asyncio.to_thread(self._stop)
+        try:
+            await asyncio.to_thread(self._stop)
+        finally:
+            self._end()
 
     def _stop(self) -> None:
         for instance in self._instances:

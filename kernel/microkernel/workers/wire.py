@@ -14,6 +14,7 @@ HEADER = struct.Struct("<IB")
 _MAP = struct.Struct("<IQ")
 _UNMAP = struct.Struct("<I")
 _SIZE = struct.Struct("<Q")
+_SIGNAL = struct.Struct("<IQ")
 HEADER_SIZE = HEADER.size
 
 
@@ -32,10 +33,18 @@ class Kind(IntEnum):
     LOG = 10  # a line for the log
     FORK = 11  # start a worker; its control socket rides along
     EXITED = 12  # a worker has ended
+    PART = 13  # one of the responses of a request, its tensors in the message
+    CANCEL = 14  # nobody waits for a request any more
+    PAUSE = 15  # the client of a request reads too slowly
+    RESUME = 16  # it has caught up
+    METRIC = 17  # metrics that a model declares: what became of them, and answers
 
 
-EXECUTE, RESULT, NEED = Kind.EXECUTE, Kind.RESULT, Kind.NEED
+EXECUTE, RESULT, NEED, PART = Kind.EXECUTE, Kind.RESULT, Kind.NEED, Kind.PART
 """The kinds of every batch; to read a member off its class takes a call in Python 3.11."""
+LARGEST_MESSAGE = 257 << 20
+"""The most bytes that a worker may send at once: the tensors of a part, and what describes them. A
+worker that announces more must not make the server collect it."""
 _KINDS: Mapping[int, Kind] = {kind.value: kind for kind in Kind}
 """`Kind(number)` costs more than all else about a header; it is left to refuse what is unknown."""
 
@@ -60,15 +69,23 @@ def need_message(size: int) -> bytes:
     return frame(Kind.NEED, _SIZE.pack(size))
 
 
+def signal_message(kind: Kind, instance: int, number: int) -> bytes:
+    """CANCEL, PAUSE or RESUME for the request of that number, in the instance at that place."""
+    return frame(kind, _SIGNAL.pack(instance, number))
+
+
 def control_message(kind: Kind, document: object) -> bytes:
     """A message of a worker's control channel; `document` is plain JSON data."""
     return frame(kind, json.dumps(document).encode())
 
 
-def split_messages(buffer: bytearray) -> Iterator[tuple[Kind, bytes]]:
-    """Take the whole messages off the front of what was received; a part of one stays."""
+def split_messages(buffer: bytearray, most: int = 2**32) -> Iterator[tuple[Kind, bytes]]:
+    """Take the whole messages off the front of what was received; a part of one stays. Raises
+    ValueError for an unknown kind and for a body of more than `most` bytes."""
     while len(buffer) >= HEADER_SIZE:
         length, kind = HEADER.unpack_from(buffer)
+        if length > most:
+            raise ValueError(f"a message of {length} bytes is too long")
         end = HEADER_SIZE + length
         if len(buffer) < end:
             return
@@ -103,3 +120,9 @@ def read_need(body: bytes) -> int:
     """Bytes needed."""
     (size,) = _SIZE.unpack(body)
     return int(size)
+
+
+def read_signal(body: bytes) -> tuple[int, int]:
+    """The place of an instance and the number of a request."""
+    instance, number = _SIGNAL.unpack(body)
+    return instance, number

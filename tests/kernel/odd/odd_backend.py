@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from odd_streams import STREAMS  # type: ignore[import-not-found]  # beside this file
 
 from microkernel import (
     Backend,
@@ -29,6 +30,7 @@ from microkernel import (
     ModelConfig,
     Outcome,
     Placement,
+    Sender,
     Tensor,
     option,
 )
@@ -127,6 +129,13 @@ def _pid(batch: Batch) -> Sequence[Outcome]:
     return batch.split([Tensor.from_numpy("Y", np.array([row] * batch.size, np.int32))])
 
 
+def _until_cancelled(batch: Batch) -> Sequence[Outcome]:
+    """Works for as long as anybody waits for the first request."""
+    while not batch.cancelled(0):
+        threading.Event().wait(0.001)
+    return _doubled(batch)
+
+
 def _interrupt(batch: Batch) -> Sequence[Outcome]:
     raise KeyboardInterrupt
 
@@ -149,7 +158,7 @@ def _doubled(batch: Batch) -> Sequence[Outcome]:
 _ACTS: tuple[Callable[[Batch], Sequence[Outcome]], ...] = (
     *(_doubled, _ours, _strange, _system_exit, _none, _too_few, _no_outcome, _wrong_size),
     *(_strange_parameter, _no_buffer, _exit, _segfault, _kill, _hang, _log, _large, _pid),
-    *(_interrupt, _second_fails, _log_badly),
+    *(_interrupt, _second_fails, _log_badly, _until_cancelled),
 )
 DEEDS = {act.__name__.removeprefix("_"): -number for number, act in enumerate(_ACTS)}
 """What the first number of a request asks for; anything else is doubled."""
@@ -167,6 +176,15 @@ class OddInstance(Instance):
         numbers = np.frombuffer(batch.stacked["X"].data, np.int32)
         deed = int(numbers[0]) if numbers.size else 0
         return _ACTS[-deed if -len(_ACTS) < deed <= 0 else 0](batch)
+
+    def stream(self, batch: Batch, senders: Sequence[Sender]) -> None:
+        """See `odd_streams.STREAMS`; anything else is executed."""
+        numbers = np.frombuffer(batch.stacked["X"].data, np.int32)
+        deed = STREAMS.get(int(numbers[0])) if numbers.size else None
+        if deed is None:
+            super().stream(batch, senders)
+        else:
+            deed(batch, senders, self._trace)
 
     def close(self) -> None:
         """Leave a trace."""
