@@ -31,8 +31,8 @@ from microkernel import (
     Unavailable,
 )
 from microkernel_python.backend import PythonBackend
-from microkernel_python.instance import PythonInstance, fault
-from microkernel_python.response import InferenceResponse
+from microkernel_python.instance import PythonInstance
+from microkernel_python.response import InferenceResponse, fault
 
 PLACEMENT = Placement("m_0_0", "KIND_CPU")
 ONE = np.array([1.0], dtype=np.float32)
@@ -203,7 +203,6 @@ ANSWER = "pb_utils.InferenceResponse([])"
         ("raise ValueError('no')", "ValueError: no\n\nAt:\n"),
         ("raise SystemExit(1)", "SystemExit: 1\n\nAt:\n"),
         ("return [requests[0].exec()]", "TritonModelException: BLS is not offered"),
-        ("requests[0].get_response_sender()", "TritonModelException: response senders are not"),
         ("requests[0].set_release_flags(2)", "TritonModelException: rescheduling"),
     ],
 )

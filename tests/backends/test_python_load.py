@@ -22,7 +22,6 @@ from microkernel import (
     ModelOutput,
     ModelParameter,
     Placement,
-    TransactionPolicy,
     Unsupported,
 )
 from microkernel_python.backend import PythonBackend
@@ -278,7 +277,6 @@ def test_finalize_is_called_once_and_its_error_is_only_logged(
             {"parameters": {"FORCE_CPU_ONLY_INPUT_TENSORS": ModelParameter("maybe")}},
             "'FORCE_CPU_ONLY_INPUT_TENSORS' of model 'm' must be 'yes' or 'no', got 'maybe'",
         ),
-        ({"model_transaction_policy": TransactionPolicy(decoupled=True)}, "model 'm' is decoupled"),
     ],
 )
 def test_what_is_not_offered_fails_the_load(

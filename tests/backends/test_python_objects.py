@@ -29,7 +29,7 @@ from microkernel_python.errors import TritonModelException
 from microkernel_python.logger import Logger
 from microkernel_python.memory import InferenceTrace, MemoryType, PreferredMemory
 from microkernel_python.plugin import register_backends
-from microkernel_python.request import InferenceRequest, ReceivedRequest
+from microkernel_python.request import InferenceRequest
 from microkernel_python.response import ErrorCode, InferenceResponse, TritonError, outcome
 from microkernel_python.tensor import ReceivedTensor, Tensor
 
@@ -116,6 +116,12 @@ async def test_nested_calls_are_refused() -> None:
         await nested().async_exec(decoupled=True)
 
 
+def test_a_request_that_the_model_made_is_answered_by_nobody() -> None:
+    assert not nested().is_cancelled()
+    with pytest.raises(TritonModelException, match="only a request that 'execute' was given"):
+        nested().get_response_sender()
+
+
 def test_release_flags() -> None:
     nested().set_release_flags(1)
     with pytest.raises(TritonModelException, match="rescheduling"):
@@ -138,7 +144,7 @@ def test_an_answer_with_an_error_sends_nothing_else() -> None:
     response = InferenceResponse([Tensor("T", FLOATS)], error, {"k": 1})
     assert response.has_error()
     assert response.error() is error
-    sent = outcome(ReceivedRequest(InferRequest("m", ()), ["T"]), response)
+    sent = outcome(InferRequest("m", ()), ["T"], response)
     assert isinstance(sent, microkernel.Cancelled)
     assert str(sent) == "gone"
 
@@ -151,7 +157,7 @@ def test_parameters_of_a_response() -> None:
 
 def test_sending_prunes_the_response_in_place() -> None:
     response = InferenceResponse([Tensor("T", FLOATS), Tensor("U", FLOATS)])
-    outcome(ReceivedRequest(InferRequest("m", (), outputs=("U",)), ["T", "U"]), response)
+    outcome(InferRequest("m", ()), ["U"], response)
     assert [tensor.name() for tensor in response.output_tensors()] == ["U"]
     assert get_output_tensor_by_name(response, "T") is None
     assert get_output_tensor_by_name(response, "U") is not None
@@ -161,7 +167,7 @@ def test_sending_prunes_the_response_in_place() -> None:
 def test_every_code_has_an_error_of_its_own(code: ErrorCode) -> None:
     error = TritonError("text", code)
     assert (error.code(), error.message()) == (getattr(TritonError, code.name), "text")
-    sent = outcome(ReceivedRequest(InferRequest("m", ()), []), InferenceResponse(error=error))
+    sent = outcome(InferRequest("m", ()), [], InferenceResponse(error=error))
     assert isinstance(sent, microkernel.MicrokernelError)
     assert sent.code == code.name
 

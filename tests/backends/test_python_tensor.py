@@ -7,7 +7,6 @@ import pytest
 
 import microkernel
 from microkernel import DATA_TYPES
-from microkernel_python import dlpack
 from microkernel_python.errors import TritonModelException
 from microkernel_python.tensor import ReceivedTensor, Tensor
 
@@ -203,6 +202,6 @@ def test_bytes_have_no_dlpack() -> None:
 )
 def test_capsules_that_numpy_cannot_hold(field: str, value: int, text: str) -> None:
     capsule = Tensor("T", FLOATS.copy()).to_dlpack()
-    setattr(dlpack._descriptor(capsule), field, value)
+    setattr(microkernel.dlpack._descriptor(capsule), field, value)
     with pytest.raises(TritonModelException, match=text):
         Tensor.from_dlpack("T", capsule)

@@ -4,6 +4,15 @@ from dataclasses import dataclass
 
 from microkernel import BackendType, RegisterBackend, RegisterOptions, hookimpl, option
 
+_OWN_THREADS = (
+    "each session has threads of its own, see the parameters intra_op_thread_count and "
+    "inter_op_thread_count of a model"
+)
+_IGNORED = dict.fromkeys(
+    ("enable-global-threadpool", "intra_op_thread_count", "inter_op_thread_count"), _OWN_THREADS
+)
+"""What Triton's ONNX Runtime backend can be told and this one has no use for."""
+
 
 @dataclass(frozen=True, slots=True)
 class Settings:
@@ -34,5 +43,6 @@ def register_backends(register: RegisterBackend) -> None:
             requires=("onnxruntime",),
             extra="onnx",
             cpu_instances=2,
+            ignored_settings=_IGNORED,
         )
     )

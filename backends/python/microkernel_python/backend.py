@@ -53,17 +53,12 @@ class PythonBackend(Backend):
     def load(self, config: ModelConfig, files: Path) -> PythonModel:
         """Import the model's file, unless `complete` just did.
 
-        Raises Unsupported for a decoupled model and for parameters that are not offered,
-        InvalidArgument for a file name that does not end in `.py`, and Internal for a missing file
-        or class and with what the import raised.
+        Raises Unsupported for parameters that are not offered, InvalidArgument for a file name that
+        does not end in `.py`, and Internal for a missing file or class and with what the import
+        raised.
         """
         imported = self._imported.pop(files, None)
         _check(config)
-        if config.decoupled:
-            raise Unsupported(
-                f"model '{config.name}' is decoupled, which the Python backend of this version "
-                "does not offer"
-            )
         return PythonModel(imported or _import(config, files), config, files)
 
     def complete(self, config: ModelConfig, files: Path) -> ModelConfig:

@@ -28,3 +28,8 @@ def describe(error: BaseException) -> str:
     if not frames:
         return summary
     return f"{summary}\n\nAt:\n{''.join(reversed(frames))}"
+
+
+def failed(instance: str, reason: str) -> str:
+    """The message of requests that an instance could not process."""
+    return f"Failed to process the request(s) for model '{instance}', message: {reason}"

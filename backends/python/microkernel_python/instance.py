@@ -3,24 +3,29 @@
 import inspect
 import json
 import logging
+import traceback
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeAlias, TypeVar
 
 from microkernel import (
     Batch,
-    InferRequest,
     Instance,
     Internal,
     MicrokernelError,
     ModelConfig,
     Outcome,
     Placement,
+    Sender,
     config_to_json,
 )
-from microkernel_python.failure import describe
+from microkernel_python.abandonment import Abandonments
+from microkernel_python.errors import TritonModelException
+from microkernel_python.failure import describe, failed
+from microkernel_python.reply import Reply, SingleReply, StreamReply, captured
 from microkernel_python.request import ReceivedRequest
-from microkernel_python.response import InferenceResponse, outcome
+from microkernel_python.response import InferenceResponse, fault
 
 if TYPE_CHECKING:
     from microkernel_python.loop import LoopThread
@@ -28,7 +33,6 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 T = TypeVar("T")
 Answers: TypeAlias = Sequence[InferenceResponse | None]
-Admitted: TypeAlias = ReceivedRequest | MicrokernelError
 
 _LOG = logging.getLogger("microkernel.model")
 
@@ -47,27 +51,6 @@ def arguments(config: ModelConfig, folder: Path, placement: Placement) -> dict[s
     }
 
 
-def fault(returned: object, count: int) -> str:
-    """What is wrong with the value that `execute` returned for `count` requests, "" if nothing."""
-    if returned is None:
-        return ""
-    if not isinstance(returned, list):
-        return f"Expected a list in the execute return, found type '{type(returned)}'."
-    if len(returned) != count:
-        return (
-            "Number of InferenceResponse objects do not match the number of InferenceRequest "
-            f"objects. InferenceRequest(s) size is: {count}, and InferenceResponse(s) size is: "
-            f"{len(returned)}"
-        )
-    for element in returned:
-        if element is not None and not isinstance(element, InferenceResponse):
-            return (
-                "Expected an 'InferenceResponse' object in the list that execute returns, found "
-                f"type '{type(element)}'."
-            )
-    return ""
-
-
 class PythonInstance(Instance):
     """Runs a model's `execute`.
 
@@ -79,7 +62,9 @@ class PythonInstance(Instance):
         self, model: type[object], config: ModelConfig, folder: Path, placement: Placement
     ) -> None:
         self._name = placement.name
+        self._decoupled = config.decoupled
         self._outputs = tuple(output.name for output in config.output)
+        self._abandonments = Abandonments(placement.name)
         self._loop: LoopThread | None = None
         try:
             self._model: Any = model()
@@ -90,44 +75,109 @@ class PythonInstance(Instance):
 
     def execute(self, batch: Batch) -> list[Outcome]:
         """Run the model on the requests whose inputs are sound; each of the others gets its own
-        error. What the model raises or returns amiss fails the whole batch as Internal."""
-        admitted = [self._admit(request) for request in batch]
-        requests = [entry for entry in admitted if isinstance(entry, ReceivedRequest)]
-        outcomes = iter(self._outcomes(requests)) if requests else iter(())
-        return [
-            next(outcomes) if isinstance(entry, ReceivedRequest) else entry for entry in admitted
-        ]
+        error. Returns when every request is answered, by what the model returns or through its
+        response sender. What the model raises or returns amiss fails as Internal every request that
+        it has not answered by then."""
+        admitted: list[SingleReply | MicrokernelError] = []
+        for index in range(len(batch)):
+            try:
+                admitted.append(SingleReply(batch, index, self._outputs))
+            except MicrokernelError as error:
+                admitted.append(error)
+        replies = [entry for entry in admitted if isinstance(entry, SingleReply)]
+        outcomes = iter(self._outcomes(replies)) if replies else iter(())
+        return [next(outcomes) if isinstance(entry, SingleReply) else entry for entry in admitted]
+
+    def stream(self, batch: Batch, senders: Sequence[Sender]) -> None:
+        """Run a decoupled model, whose responses go to `senders` as they come. A request whose
+        inputs are unsound is answered with its own error, and one that the model lets go of without
+        a final response with Internal. Raises Internal for what the model raises and for a result
+        other than None."""
+        if not self._decoupled:
+            super().stream(batch, senders)
+            return
+        self._abandonments.watch()
+        replies: list[StreamReply] = []
+        for request, sender in zip(batch, senders, strict=True):
+            try:
+                reply = StreamReply(request, self._outputs, sender, self._abandonments.report)
+            except MicrokernelError as error:
+                sender.send(error, final=True)
+            else:
+                replies.append(reply)
+        if replies:
+            self._begin(replies)
 
     def close(self) -> None:
         """Stop the event loop and call the model's `finalize`; what that raises is only logged."""
         if self._loop is not None:
             self._loop.stop()
-        if not hasattr(self._model, "finalize"):
-            return
         try:
-            self._model.finalize()
+            if hasattr(self._model, "finalize"):
+                self._model.finalize()
         except (Exception, SystemExit) as error:  # noqa: BLE001 - unloading goes on
             _LOG.info("finalize of '%s' failed: %s", self._name, describe(error))
+        self._abandonments.stop()
 
-    def _admit(self, request: InferRequest) -> Admitted:
+    def _begin(self, replies: list[StreamReply]) -> None:
         try:
-            return ReceivedRequest(request, self._outputs)
-        except MicrokernelError as error:
-            return error
+            returned = self._run(replies)
+            if inspect.iscoroutine(returned):
+                self._event_loop().begin(returned, partial(self._failed_later, replies))
+            elif returned is not None:
+                raise self._failure(
+                    f"Python model '{self._name}' is using the decoupled mode and the execute "
+                    "function must return None."
+                )
+        except Internal:
+            for reply in replies:
+                reply.abort()
+            raise
 
-    def _outcomes(self, requests: list[ReceivedRequest]) -> list[Outcome]:
+    def _outcomes(self, replies: list[SingleReply]) -> list[Outcome]:
+        try:
+            return self._answers(replies)
+        except Internal as failure:
+            for reply in replies:
+                reply.abort()
+            if all(reply.outcome is None for reply in replies):
+                raise
+            # What was sent stands.
+            return [failure if reply.outcome is None else reply.outcome for reply in replies]
+        finally:
+            for reply in replies:
+                reply.release()
+
+    def _answers(self, replies: list[SingleReply]) -> list[Outcome]:
+        returned = self._run(replies)
+        if inspect.iscoroutine(returned):
+            returned = self._guarded(self._event_loop().run, returned)
+        problem = fault(returned, len(replies))
+        if problem:
+            raise self._failure(problem)
+        lent = [reply for reply in replies if reply.lent]
+        if not lent and returned is not None and None not in returned:
+            return self._guarded(_encoded, replies, returned)
+        return self._mixed(replies, [None] * len(replies) if returned is None else returned)
+
+    def _mixed(self, replies: list[SingleReply], responses: Answers) -> list[Outcome]:
+        """The outcomes where some responses are sent, not returned."""
+        self._claim(replies, responses)
+        pairs = list(zip(replies, responses, strict=True))
+        returned = [reply for reply, response in pairs if response is not None]
+        given = [response for response in responses if response is not None]
+        encoded = self._guarded(_encoded, returned, given)
+        if any(reply.awaited for reply in replies):
+            encoded = [captured(outcome) for outcome in encoded]
+        outcomes = iter(encoded)
+        return [
+            self._sent(reply) if response is None else next(outcomes) for reply, response in pairs
+        ]
+
+    def _run(self, replies: Sequence[Reply]) -> Any:
         if not hasattr(self._model, "execute"):
             raise self._failure("the model's class does not implement the 'execute' method")
-        try:
-            returned = self._guarded(self._call, requests)
-            problem = fault(returned, len(requests))
-            if problem:
-                raise self._failure(problem)
-            answers = [None] * len(requests) if returned is None else returned
-            return self._guarded(self._encoded, requests, answers)
-        finally:
-            for request in requests:
-                request.release()
+        return self._guarded(self._call, replies)
 
     def _guarded(self, action: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Call what runs code of the model; what it raises becomes Internal."""
@@ -137,21 +187,38 @@ class PythonInstance(Instance):
             _LOG.error("execute of '%s' failed", self._name, exc_info=error)
             raise self._failure(describe(error)) from error
 
-    def _call(self, requests: list[ReceivedRequest]) -> Any:
-        returned = self._model.execute(list(requests))
-        return self._event_loop().run(returned) if inspect.iscoroutine(returned) else returned
+    def _call(self, replies: Sequence[Reply]) -> Any:
+        # Nothing else may hold the requests: a dropped one is noticed by its end.
+        requests = [ReceivedRequest(reply) for reply in replies]
+        if self._decoupled:
+            for request in requests:
+                request.get_response_sender()
+        return self._model.execute(requests)
 
-    def _encoded(self, requests: list[ReceivedRequest], answers: Answers) -> list[Outcome]:
-        return [
-            self._unanswered() if answer is None else outcome(request, answer)
-            for request, answer in zip(requests, answers, strict=True)
-        ]
+    def _failed_later(self, replies: list[StreamReply], error: BaseException) -> None:
+        """The coroutine of a decoupled model ended with an error. What it started may still answer,
+        so only requests that it let go of are finished, when that is noticed."""
+        _LOG.error("execute of '%s' failed", self._name, exc_info=error)
+        reason = describe(error)
+        for reply in replies:
+            reply.reason = reason
+        traceback.clear_frames(error.__traceback__)  # they hold the requests
 
-    def _unanswered(self) -> Internal:
-        return self._failure(
-            "execute returned no response for the request, and response senders are not offered "
-            "by this version"
-        )
+    def _claim(self, replies: list[SingleReply], responses: Answers) -> None:
+        try:
+            for reply, response in zip(replies, responses, strict=True):
+                if response is not None:
+                    reply.claim()
+        except TritonModelException as error:
+            raise self._failure(str(error)) from error
+
+    def _sent(self, reply: SingleReply) -> Outcome:
+        answer = reply.wait()
+        if answer is not None:
+            return answer
+        reason = "execute returned no response for the request, and none was sent"
+        _LOG.error("%srequest to '%s': %s", reply.source.tag(), self._name, reason)
+        return self._failure(reason)
 
     def _event_loop(self) -> "LoopThread":
         """The instance's loop, made when first needed; most models need neither it nor asyncio."""
@@ -162,6 +229,9 @@ class PythonInstance(Instance):
         return self._loop
 
     def _failure(self, reason: str) -> Internal:
-        return Internal(
-            f"Failed to process the request(s) for model '{self._name}', message: {reason}"
-        )
+        return Internal(failed(self._name, reason))
+
+
+def _encoded(replies: list[SingleReply], responses: list[InferenceResponse]) -> list[Outcome]:
+    pairs = zip(replies, responses, strict=True)
+    return [reply.encoded(response) for reply, response in pairs]

@@ -3,10 +3,11 @@
 import asyncio
 import concurrent.futures
 import threading
-from collections.abc import Awaitable
-from typing import TypeVar
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeAlias, TypeVar
 
 T = TypeVar("T")
+Failed: TypeAlias = Callable[[BaseException], None]
 
 _GRACE = 5.0
 """Seconds that cancelled tasks have to end."""
@@ -18,6 +19,7 @@ class LoopThread:
     def __init__(self, name: str) -> None:
         started: concurrent.futures.Future[asyncio.AbstractEventLoop] = concurrent.futures.Future()
         self._stopping = asyncio.Event()
+        self._begun: set[asyncio.Task[Any] | None] = set()
         self._thread = threading.Thread(
             target=asyncio.run, args=(self._serve(started),), name=name, daemon=True
         )
@@ -35,8 +37,24 @@ class LoopThread:
             raise guarded.error
         return guarded
 
+    def begin(self, awaitable: Awaitable[object], failed: Failed) -> None:
+        """Start the awaitable and return at once; what it raises goes to `failed`, on the loop."""
+        asyncio.run_coroutine_threadsafe(self._watch(awaitable, failed), self._loop)
+
+    async def _watch(self, awaitable: Awaitable[object], failed: Failed) -> None:
+        task = asyncio.current_task()
+        self._begun.add(task)  # the loop itself does not keep tasks alive
+        try:
+            await awaitable
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - passed on
+            failed(error)
+        finally:
+            self._begun.discard(task)
+
     def stop(self) -> None:
         """Cancel what still runs and end the loop; a task that will not end is left behind."""
+        if not self._thread.is_alive():
+            return  # stopped already, or ended by the model
         self._loop.call_soon_threadsafe(self._stopping.set)
         self._thread.join(_GRACE)
 

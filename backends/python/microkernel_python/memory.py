@@ -1,6 +1,7 @@
 """Where tensors of nested calls are to lie, and traces: values that models pass along."""
 
 import enum
+import json
 
 from microkernel_python.arguments import instance_of, integer
 
@@ -29,8 +30,12 @@ class PreferredMemory:
 class InferenceTrace:
     """The trace of a request."""
 
-    __slots__ = ()
+    __slots__ = ("_traceparent",)
+
+    def __init__(self, traceparent: str = "") -> None:
+        self._traceparent = traceparent
 
     def get_context(self) -> str | None:
-        """The propagated OpenTelemetry context, None where there is none."""
-        return None
+        """The propagated OpenTelemetry context as the text of a JSON object, which is a carrier for
+        OpenTelemetry's propagators; None where there is none."""
+        return json.dumps({"traceparent": self._traceparent}) if self._traceparent else None

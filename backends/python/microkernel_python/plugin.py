@@ -2,6 +2,17 @@
 
 from microkernel import BackendType, RegisterBackend, hookimpl
 
+_NO_REGION = "tensors travel in blocks of memory that grow with the batches"
+_IGNORED = {
+    "shm-default-byte-size": _NO_REGION,
+    "shm-growth-byte-size": _NO_REGION,
+    "shm-region-prefix-name": "the memory that tensors travel in has no name",
+    "shm_message_queue_size": "messages travel over a socket",
+    "stub-timeout-seconds": "Triton does not use it either; a model may take any time to load",
+    "thread-pool-size": "there is no pool of threads",
+}
+"""What Triton's Python backend can be told and this one has no use for."""
+
 
 @hookimpl
 def register_backends(register: RegisterBackend) -> None:
@@ -14,5 +25,6 @@ def register_backends(register: RegisterBackend) -> None:
             worker="instance",
             gpu=True,
             preload=("microkernel_python.backend",),
+            ignored_settings=_IGNORED,
         )
     )

@@ -1,14 +1,16 @@
 """`pb_utils.InferenceRequest`, as received and as made for a nested call."""
 
 import json
+import threading
 from collections.abc import Sequence
 from typing import Any
 
-from microkernel import InferRequest
 from microkernel_python.arguments import elements, instance_of, integer, parameter_values, text
 from microkernel_python.errors import TritonModelException
 from microkernel_python.memory import InferenceTrace, PreferredMemory
-from microkernel_python.tensor import ReceivedTensor, Tensor
+from microkernel_python.reply import Reply
+from microkernel_python.sender import InferenceResponseSender
+from microkernel_python.tensor import Tensor
 
 SEQUENCE_START = 1
 SEQUENCE_END = 2
@@ -19,6 +21,7 @@ ANY_VERSION = -1
 _REQUIRED: Any = object()
 _DEFAULT_MEMORY = PreferredMemory()
 _NO_TRACE = InferenceTrace()
+_MAKING_SENDERS = threading.Lock()
 
 
 class InferenceRequest:
@@ -101,7 +104,7 @@ class InferenceRequest:
         return self._trace
 
     def is_cancelled(self) -> bool:
-        """Whether the client gave the request up. This version does not tell running models."""
+        """Whether the client gave the request up; False for a request the model made."""
         return False
 
     def set_release_flags(self, flags: int) -> None:
@@ -115,10 +118,12 @@ class InferenceRequest:
         if flags != RELEASE_ALL:
             raise TritonModelException(f"unknown release flags: {flags}")
 
-    def get_response_sender(self) -> object:
-        """Raises TritonModelException: this version answers with what `execute` returns."""
+    def get_response_sender(self) -> InferenceResponseSender:
+        """The request's one sender, the same at each call. Raises TritonModelException for a
+        request the model made."""
         raise TritonModelException(
-            "response senders are not offered by this version; return the responses from 'execute'"
+            "only a request that 'execute' was given has a response sender, not one that the model "
+            "made"
         )
 
     def exec(self, decoupled: bool = False) -> object:
@@ -131,35 +136,39 @@ class InferenceRequest:
 
 
 class ReceivedRequest(InferenceRequest):
-    """A request as `execute` gets it; `source` is the kernel's.
+    """A request as `execute` gets it, which is answered by way of `reply`."""
 
-    `outputs` are the model's, for a client that names none. Raises InvalidArgument or Internal
-    where an input's data does not fit its shape.
-    """
+    __slots__ = ("_reply", "_sender")
 
-    __slots__ = ("_received", "source")
-
-    def __init__(self, source: InferRequest, outputs: Sequence[str]) -> None:
+    def __init__(self, reply: Reply) -> None:
+        source = reply.source
         sequence = source.sequence
-        self.source = source
-        self._received = [ReceivedTensor(tensor) for tensor in source.inputs]
+        self._reply = reply
+        self._sender: InferenceResponseSender | None = None
         # Not through the base: nothing here needs its checks, and clients may send parameters that
         # models may not, such as floats.
         self._request_id = source.id
         self._correlation_id = sequence.id
-        self._inputs = list(self._received)
-        self._outputs = frozenset(source.outputs or outputs)
+        self._inputs = list(reply.tensors)
+        self._outputs = reply.names
         self._model = (source.model_name, source.version)
         self._flags = SEQUENCE_START * sequence.start + SEQUENCE_END * sequence.end
         self._timeout = source.timeout_us
         self._preferred_memory = _DEFAULT_MEMORY
-        self._trace = _NO_TRACE
+        trace = source.trace
+        self._trace = _NO_TRACE if trace is None else InferenceTrace(trace.context)
         self._parameters = dict(source.parameters)
 
-    def release(self) -> None:
-        """Let go of the kernel's memory."""
-        for tensor in self._received:
-            tensor.release()
+    def is_cancelled(self) -> bool:
+        """Whether the client gave the request up; asked anew until it did."""
+        return self._reply.is_cancelled()
+
+    def get_response_sender(self) -> InferenceResponseSender:
+        """The request's one sender, the same at each call."""
+        with _MAKING_SENDERS:
+            if self._sender is None:
+                self._sender = InferenceResponseSender(self._reply)
+        return self._sender
 
 
 def _correlation_id(value: object) -> int | str:

@@ -4,9 +4,8 @@ import enum
 import json
 from collections.abc import Collection, Sequence
 
-from microkernel import InferResponse, Outcome, Parameter, error_from
+from microkernel import InferRequest, InferResponse, Outcome, Parameter, error_from
 from microkernel_python.arguments import elements, instance_of, parameter_values, text
-from microkernel_python.request import ReceivedRequest
 from microkernel_python.tensor import Tensor
 
 
@@ -97,15 +96,36 @@ class InferenceResponse:
         self._outputs = [tensor for tensor in self._outputs if tensor.name() in names]
 
 
-def outcome(request: ReceivedRequest, response: InferenceResponse) -> Outcome:
-    """What the kernel gets for a request: the outputs it asked for, or the response's error.
+def outcome(source: InferRequest, names: Collection[str], response: InferenceResponse) -> Outcome:
+    """What the kernel gets for a request: of the response's outputs those of the wanted `names`, or
+    its error.
 
     The outputs are views on the model's arrays.
     """
     error = response.error()
     if error is not None:
         return error_from(error.code().name, error.message())
-    response.prune(request.requested_output_names())
+    response.prune(names)
     outputs = tuple(tensor.encoded() for tensor in response.output_tensors())
-    source = request.source
     return InferResponse(source.model_name, source.version, source.id, outputs, response.values())
+
+
+def fault(returned: object, count: int) -> str:
+    """What is wrong with the value that `execute` returned for `count` requests, "" if nothing."""
+    if returned is None:
+        return ""
+    if not isinstance(returned, list):
+        return f"Expected a list in the execute return, found type '{type(returned)}'."
+    if len(returned) != count:
+        return (
+            "Number of InferenceResponse objects do not match the number of InferenceRequest "
+            f"objects. InferenceRequest(s) size is: {count}, and InferenceResponse(s) size is: "
+            f"{len(returned)}"
+        )
+    for element in returned:
+        if element is not None and not isinstance(element, InferenceResponse):
+            return (
+                "Expected an 'InferenceResponse' object in the list that execute returns, found "
+                f"type '{type(element)}'."
+            )
+    return ""

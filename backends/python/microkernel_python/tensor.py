@@ -5,7 +5,15 @@ from typing import Any
 import numpy as np
 
 import microkernel
-from microkernel import DATA_TYPES, DataType, Internal, InvalidArgument, decode_bytes, element_count
+from microkernel import (
+    DATA_TYPES,
+    DataType,
+    Internal,
+    InvalidArgument,
+    decode_bytes,
+    element_count,
+    export_dlpack,
+)
 from microkernel_python import dlpack
 from microkernel_python.arguments import text
 from microkernel_python.datatypes import Array, objects
@@ -78,8 +86,8 @@ class Tensor:
         if self._datatype is _BYTES:
             raise TritonModelException(f"tensor '{self._name}' is BYTES, which DLPack lacks")
         if self._datatype is _BF16:
-            return dlpack.export_bfloat16(self._held().copy())
-        return dlpack.export(self.as_numpy())
+            return export_dlpack(self._held().copy(), bfloat16=True)
+        return export_dlpack(self.as_numpy())
 
     def __dlpack__(self, stream: object = None, **_options: object) -> Any:
         """As `to_dlpack`; host memory needs no stream."""

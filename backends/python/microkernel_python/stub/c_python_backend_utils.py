@@ -8,13 +8,14 @@ from typing import Any
 from microkernel_python.errors import TritonModelException
 from microkernel_python.logger import Logger
 from microkernel_python.memory import InferenceTrace, MemoryType, PreferredMemory
+from microkernel_python.metric import Metric, MetricFamily, MetricKind
 from microkernel_python.request import InferenceRequest
 from microkernel_python.response import InferenceResponse, TritonError
+from microkernel_python.sender import InferenceResponseSender
 from microkernel_python.tensor import Tensor
 
 _MISSING = (
-    *("InferenceResponseSender", "ResponseIterator", "Metric", "MetricFamily", "MetricKind"),
-    *("is_model_ready", "load_model", "shared_memory", "unload_model"),
+    *("ResponseIterator", "is_model_ready", "load_model", "shared_memory", "unload_model"),
 )
 
 
@@ -27,9 +28,13 @@ def __getattr__(name: str) -> Any:
 __all__ = [
     "InferenceRequest",
     "InferenceResponse",
+    "InferenceResponseSender",
     "InferenceTrace",
     "Logger",
     "MemoryType",
+    "Metric",
+    "MetricFamily",
+    "MetricKind",
     "PreferredMemory",
     "Tensor",
     "TritonError",

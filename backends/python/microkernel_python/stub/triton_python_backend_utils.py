@@ -22,6 +22,7 @@ from microkernel_python.datatypes import (
 from microkernel_python.errors import TritonModelException
 from microkernel_python.logger import Logger
 from microkernel_python.memory import MemoryType, PreferredMemory
+from microkernel_python.metric import MetricFamily
 from microkernel_python.request import InferenceRequest
 from microkernel_python.response import InferenceResponse, TritonError
 from microkernel_python.tensor import Tensor
@@ -35,7 +36,6 @@ TRITONSERVER_MEMORY_CPU = MemoryType.TRITONSERVER_MEMORY_CPU
 TRITONSERVER_MEMORY_GPU = MemoryType.TRITONSERVER_MEMORY_GPU
 
 _MISSING = {
-    "MetricFamily": "is not offered by this version of the server",
     "load_model": "is not offered by this version of the server",
     "unload_model": "is not offered by this version of the server",
     "is_model_ready": "is not offered by this version of the server",
@@ -60,6 +60,7 @@ __all__ = [
     "InferenceRequest",
     "InferenceResponse",
     "Logger",
+    "MetricFamily",
     "ModelConfig",
     "PreferredMemory",
     "Tensor",
