@@ -3,12 +3,13 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from microkernel import InvalidArgument, Unavailable
+from microkernel import REFUSAL, InvalidArgument, Unavailable
 from microkernel.testing import FakeServer
 
 grpc = pytest.importorskip("grpc", reason="the extra 'grpc' is missing")
@@ -48,7 +49,7 @@ def infer(c: Any, **rest: Any) -> Any:
 
 def test_every_call_is_in_one_group() -> None:
     grouped = sorted(call for calls in GROUPS.values() for call in calls)
-    assert grouped == sorted(method.name for method in methods().values())
+    assert grouped == sorted({method.name for method in methods().values()})
 
 
 def test_guards_of_calls() -> None:
@@ -103,6 +104,85 @@ def test_what_a_guard_lets_pass(metadata: Any, passes: bool) -> None:
     with pytest.raises(Unavailable) as caught:
         guard.check(metadata)
     assert str(caught.value) == REFUSED
+
+
+KEY_ONE, KEY_TWO = "a-key-of-many-characters", "another-key-of-many"
+
+
+@pytest.fixture
+def keys(tmp_path: Path) -> str:
+    path = tmp_path / "keys"
+    path.write_text(f"# two keys\n{KEY_ONE}\n\n{KEY_TWO}\n")
+    return str(path)
+
+
+async def code_of(channel: Any, path: str, metadata: Any = ()) -> tuple[Any, str]:
+    """How a call without a message ends; a stream is left open by the client."""
+    if methods()[path].streams:
+        call = channel.stream_stream(path)(metadata=metadata)
+    else:
+        call = channel.unary_unary(path)(b"", metadata=metadata)
+    return await call.code(), await call.details()
+
+
+OPEN = ("ServerLive", "ServerReady", "Check")
+GUARDED = sorted(path for path, method in methods().items() if method.name not in OPEN)
+
+
+@pytest.mark.parametrize("path", GUARDED)
+async def test_every_call_but_a_probe_needs_a_key(server: FakeServer, keys: str, path: str) -> None:
+    async with (
+        serving(server, auth_file=keys) as port,
+        grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel,
+    ):
+        for metadata in ((), (("authorization", f"Bearer {KEY_ONE}x"),), (("x-api-key", "wrong"),)):
+            found = await code_of(channel, path, metadata)
+            assert found == (grpc.StatusCode.UNAUTHENTICATED, REFUSAL)
+    assert not server.requests
+
+
+async def test_probes_need_no_key(server: FakeServer, keys: str) -> None:
+    async with (
+        serving(server, auth_file=keys) as port,
+        grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel,
+    ):
+        for path in sorted(set(methods()) - set(GUARDED)):
+            assert (await code_of(channel, path))[0] is grpc.StatusCode.OK
+
+
+async def test_both_ways_to_send_a_key(server: FakeServer, keys: str) -> None:
+    def use(c: Any) -> None:
+        for headers in (
+            {"authorization": f"Bearer {KEY_ONE}"},
+            {"authorization": f"bearer  {KEY_TWO}"},
+            {"x-api-key": KEY_TWO},
+        ):
+            assert infer(c, headers=headers).as_numpy("OUTPUT0") == 1
+        with pytest.raises(client.InferenceServerException) as caught:
+            infer(c, headers={"authorization": f"Basic {KEY_ONE}"})
+        assert str(caught.value) == f"[StatusCode.UNAUTHENTICATED] {REFUSAL}"
+
+    async with serving(server, auth_file=keys) as port:
+        await with_client(port, use)
+    assert len(server.requests) == 3
+
+
+async def test_a_key_comes_before_a_restriction(server: FakeServer, keys: str) -> None:
+    path = f"/{SERVICES[0]}/ServerMetadata"
+    key, secret = ("x-api-key", KEY_ONE), (KEY, "v")
+    async with (
+        serving(server, auth_file=keys, restricted_protocol=("metadata:secret=v",)) as port,
+        grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel,
+    ):
+        assert (await code_of(channel, path, (secret,)))[1] == REFUSAL
+        assert (await code_of(channel, path, (key,)))[1] == REFUSED
+        assert (await code_of(channel, path, (key, secret)))[0] is grpc.StatusCode.OK
+
+
+def test_a_key_file_of_no_use(server: FakeServer, tmp_path: Path) -> None:
+    with pytest.raises(InvalidArgument, match="--grpc-auth-file: cannot read"):
+        GrpcFrontend(server, GrpcSettings(auth_file=str(tmp_path / "absent")))
+    GrpcFrontend(server, GrpcSettings(allow_grpc=False, auth_file="absent"))
 
 
 async def test_restricted_calls_on_the_wire(server: FakeServer) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import multiprocessing.shared_memory
+from base64 import b64encode
 from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 
 from microkernel import (
     Compute,
+    CudaRegion,
     Duration,
     InvalidArgument,
     LogChanges,
@@ -34,6 +36,7 @@ from microkernel_grpc.repository import (  # noqa: E402
 from microkernel_grpc.schema import SERVICES, message, methods  # noqa: E402
 from microkernel_grpc.statistics import model_statistics  # noqa: E402
 
+HANDLE = bytes(range(64))
 NOT_ENABLED = (
     "Client shared memory is disabled. Start the server with '--allow-client-shm=true' to enable."
 )
@@ -330,6 +333,52 @@ async def test_shared_memory_is_switched_off(grpc_port: int, kind: str) -> None:
     assert await fails(grpc_port, lambda c: status(c, "r")) == (
         f"[StatusCode.NOT_FOUND] Unable to find {kind} shared memory region: 'r'"
     )
+
+
+async def test_regions_of_gpus(server: FakeServer, grpc_port: int, channel: Any) -> None:
+    """The driver is asked for nothing but its name here; the kernel's tests do the rest."""
+    registered: list[CudaRegion] = []
+    forgotten: list[str] = []
+
+    async def register(region: CudaRegion) -> None:
+        registered.append(region)
+
+    async def unregister(name: str = "") -> None:
+        forgotten.append(name)
+
+    async def status(name: str = "") -> list[CudaRegion]:
+        return [region for region in registered if name in ("", region.name)]
+
+    def use(c: Any) -> None:
+        c.register_cuda_shared_memory("r", b64encode(HANDLE), 1, 64)
+        c.register_cuda_shared_memory("s", b64encode(HANDLE), 0, 8)
+        assert sorted(c.get_cuda_shared_memory_status().regions) == ["r", "s"]
+        (region,) = c.get_cuda_shared_memory_status("r").regions.values()
+        assert (region.name, region.device_id, region.byte_size) == ("r", 1, 64)
+        c.unregister_cuda_shared_memory("r")
+        c.unregister_cuda_shared_memory()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(server, "register_cuda_shared_memory", register)
+        patch.setattr(server, "unregister_cuda_shared_memory", unregister)
+        patch.setattr(server, "cuda_shared_memory", status)
+        await with_client(grpc_port, use)
+    assert registered == [CudaRegion("r", HANDLE, 1, 64), CudaRegion("s", HANDLE, 0, 8)]
+    assert forgotten == ["r", ""]
+
+
+async def test_without_gpus_there_are_no_regions_of_them(
+    server: FakeServer, grpc_port: int
+) -> None:
+    server.memory = SharedMemory(allowed=True, cuda=lambda: None)
+    text = await fails(
+        grpc_port, lambda c: c.register_cuda_shared_memory("c", b64encode(HANDLE), 0, 64)
+    )
+    assert text == (
+        "[StatusCode.INVALID_ARGUMENT] failed to register CUDA shared memory region: 'c', GPUs not "
+        "supported"
+    )
+    await with_client(grpc_port, lambda c: c.unregister_cuda_shared_memory("c"))
 
 
 async def test_regions_of_shared_memory(server: FakeServer, grpc_port: int) -> None:

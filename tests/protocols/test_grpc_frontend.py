@@ -2,6 +2,7 @@
 
 import asyncio
 import queue
+import re
 import socket
 from collections.abc import AsyncIterator, Callable
 from typing import Any
@@ -33,8 +34,6 @@ from microkernel_grpc.frontend import GrpcFrontend  # noqa: E402 - after the che
 from microkernel_grpc.schema import SERVICES, message, methods  # noqa: E402
 from microkernel_grpc.settings import GrpcSettings  # noqa: E402
 from microkernel_grpc.status import details_of, status_of  # noqa: E402
-
-NOT_SERVED = f"/{SERVICES[0]}/TraceSetting"
 
 
 def with_client(port: int, use: Callable[[Any], Any]) -> Any:
@@ -186,22 +185,44 @@ async def test_an_unexpected_exception_shows_nothing_of_itself(
         raise ZeroDivisionError("secret")
 
     server.models["identity"].answer = fail
+    asked = request()
+    asked.id = "mine"
     with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await bare(channel, "ModelInfer")(request())
+        await bare(channel, "ModelInfer")(asked)
     assert caught.value.code() is grpc.StatusCode.INTERNAL
     assert caught.value.details() == "internal error, see the server's log"
-    assert "ZeroDivisionError" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "ZeroDivisionError" in out
+    assert re.search(r"\bmodel\S*=\S*identity", out)
+    assert re.search(r"\brequest_id\S*=\S*mine", out)
 
 
-async def test_a_decoupled_model_is_refused(channel: Any) -> None:
-    for inputs in ([], [{"name": "X", "datatype": "none"}]):
-        asked = message("ModelInferRequest")(model_name="stream", inputs=inputs)
-        with pytest.raises(grpc.aio.AioRpcError) as caught:
-            await bare(channel, "ModelInfer")(asked)
-        assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
-        assert caught.value.details() == (
-            "ModelInfer RPC doesn't support models with decoupled transaction policy"
-        )
+@pytest.mark.parametrize("reason", ["", ": expected a single response, got 2"])
+async def test_a_decoupled_model_that_does_not_answer_once(
+    server: FakeServer, channel: Any, reason: str
+) -> None:
+    text = f"doesn't support models with decoupled transaction policy{reason}"
+
+    async def refuse(config: ModelConfig, request: InferRequest) -> InferResponse:
+        raise Unsupported(f"[request id: x] {text}")
+
+    server.models["identity"].answer = refuse
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await bare(channel, "ModelInfer")(request())
+    assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
+    assert caught.value.details() == f"ModelInfer RPC {text}"
+
+
+async def test_what_a_backend_does_not_support_is_said_as_it_is(
+    server: FakeServer, channel: Any
+) -> None:
+    async def refuse(config: ModelConfig, request: InferRequest) -> InferResponse:
+        raise Unsupported("no sparse tensors")
+
+    server.models["identity"].answer = refuse
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await bare(channel, "ModelInfer")(request())
+    assert caught.value.details() == "no sparse tensors"
 
 
 @pytest.mark.parametrize("name", ["ServerLive", "ModelInfer"])
@@ -211,13 +232,6 @@ async def test_bytes_that_are_no_message(channel: Any, name: str) -> None:
         await call(b"\xff")
     assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
     assert caught.value.details() == f"the message is not a valid {name}Request"
-
-
-async def test_what_is_not_served_is_named(channel: Any) -> None:
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await channel.unary_unary(NOT_SERVED)(b"")
-    assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
-    assert caught.value.details() == "TraceSetting is not served by this version"
 
 
 @pytest.mark.parametrize("name", ["Index", "ModelLoad", "ModelUnload"])

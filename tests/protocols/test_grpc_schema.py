@@ -38,7 +38,7 @@ def test_the_descriptor_set_is_that_of_the_proto_files(tmp_path: Path) -> None:
     target = tmp_path / "rebuilt.binpb"
     includes = ["-I", str(ROOT / "kernel/microkernel/config"), "-I", str(PACKAGE)]
     options = ["--include_imports", f"--descriptor_set_out={target}"]
-    files = ["grpc_service.proto", "health.proto"]
+    files = ["grpc_service.proto", "health.proto", "reflection.proto"]
     command = [sys.executable, "-m", "grpc_tools.protoc", *includes, *options, *files]
     subprocess.run(command, check=True)
     rebuilt = FileDescriptorSet.FromString(target.read_bytes())

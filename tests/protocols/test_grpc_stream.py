@@ -1,6 +1,7 @@
 """ModelStreamInfer, in memory and with bare calls."""
 
 import asyncio
+import re
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -16,7 +17,7 @@ from microkernel import (
     ModelConfig,
     ModelInput,
     ModelOutput,
-    TransactionPolicy,
+    ResponseStream,
     Unavailable,
 )
 from microkernel.testing import FakeModel, FakeServer
@@ -74,20 +75,18 @@ def gated() -> Gated:
 
 @pytest.fixture
 def server(gated: Gated) -> FakeServer:
-    def config(name: str, *, decoupled: bool = False) -> ModelConfig:
+    def config(name: str) -> ModelConfig:
         return ModelConfig(
             name=name,
             backend="python",
             input=(ModelInput(name="X", data_type="TYPE_INT32", dims=(1,)),),
             output=(ModelOutput(name="Y", data_type="TYPE_INT32", dims=(1,)),),
-            model_transaction_policy=TransactionPolicy(decoupled=decoupled),
         )
 
     return FakeServer(
         [
             FakeModel(config("echo")),
             FakeModel(config("gated"), gated.answer),
-            FakeModel(config("decoupled", decoupled=True)),
         ]
     )
 
@@ -229,10 +228,6 @@ async def test_what_fails_before_inference_is_answered_with_its_id_only(
             "failed to get model version from specified version string 'x' (details: stol), "
             "version should be an integral value > 0",
         ),
-        (
-            request("e", "decoupled"),
-            "doesn't support models with decoupled transaction policy",
-        ),
     ]
     talk = Conversation(server, STRICT)
     talk.send(*(asked for asked, _ in cases), request("last", "echo"))
@@ -347,7 +342,7 @@ async def test_stopping_ends_an_idle_stream(server: FakeServer) -> None:
 async def test_reading_pauses_while_too_many_answers_wait(
     server: FakeServer, gated: Gated, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stream_module, "_MAX_UNWRITTEN", 2)
+    monkeypatch.setattr(stream_module, "_MAX_UNANSWERED", 2)
     talk = Conversation(server)
     talk.send(*(request(identity) for identity in "abc"))
     assert await gated.wait_started(2) == ["a", "b"]
@@ -363,17 +358,23 @@ async def test_reading_pauses_while_too_many_answers_wait(
 
 
 async def test_a_fault_of_ours_shows_nothing_of_itself(
-    server: FakeServer, capsys: pytest.CaptureFixture[str]
+    server: FakeServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    async def fail(config: ModelConfig, request: InferRequest) -> InferResponse:
-        raise ZeroDivisionError("secret")
+    async def fail(request: InferRequest) -> ResponseStream:
+        if request.model_name == "gated":
+            raise ZeroDivisionError("secret")
+        return await accept(request)
 
-    server.models["gated"].answer = fail
+    accept = server.stream
+    monkeypatch.setattr(server, "stream", fail)
     talk = Conversation(server)
     talk.send(request("a"), request("b", "echo"))
     assert (await talk.receive()).error_message == "internal error, see the server's log"
     assert (await talk.receive()).infer_response.id == "b"
-    assert "ZeroDivisionError" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "ZeroDivisionError" in out
+    assert re.search(r"\bmodel\S*=\S*gated", out)
+    assert re.search(r"\brequest_id\S*=\S*a\b", out)
     talk.half_close()
     await talk.ended()
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from microkernel import InvalidArgument
+from microkernel.options import remarks
 from microkernel.testing import FakeServer
 
 grpc = pytest.importorskip("grpc", reason="the extra 'grpc' is missing")
@@ -19,7 +20,7 @@ client = pytest.importorskip("tritonclient.grpc", reason="tritonclient[grpc] is 
 
 from microkernel_grpc.frontend import GrpcFrontend  # noqa: E402 - after the checks above
 from microkernel_grpc.settings import GrpcSettings  # noqa: E402
-from microkernel_grpc.transport import channel_options, credentials, without_effect  # noqa: E402
+from microkernel_grpc.transport import channel_options, credentials  # noqa: E402
 
 needs_openssl = pytest.mark.skipif(
     shutil.which("openssl") is None, reason="the command openssl is missing"
@@ -81,25 +82,16 @@ def test_settings_of_a_connection(settings: dict[str, Any], name: str, value: in
 
 
 def test_flags_without_effect_are_named() -> None:
-    assert without_effect(GrpcSettings()) == []
+    assert remarks(GrpcSettings()) == []
     given = GrpcSettings(
         infer_thread_count=4, infer_allocation_pool_size=0, max_response_pool_size=1
     )
-    assert without_effect(given) == [
+    assert remarks(given) == [
         "--grpc-infer-thread-count has no effect: one event loop serves every call",
         "--grpc-infer-allocation-pool-size has no effect: messages are not kept for reuse",
         "--grpc-max-response-pool-size has no effect: a stream stops reading requests while its "
         "answers wait",
     ]
-
-
-async def test_a_flag_without_effect_warns_once(
-    server: FakeServer, capsys: pytest.CaptureFixture[str]
-) -> None:
-    async with serving(server, infer_thread_count=4) as port, _channel(port) as channel:
-        for _ in range(2):
-            await channel.unary_unary("/inference.GRPCInferenceService/ServerLive")(b"")
-    assert capsys.readouterr().out.count("--grpc-infer-thread-count has no effect") == 1
 
 
 def _channel(port: int) -> Any:

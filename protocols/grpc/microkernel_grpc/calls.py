@@ -5,31 +5,33 @@ from typing import Any, TypeAlias
 
 from google.protobuf.message import DecodeError, Message
 
-from microkernel import InvalidArgument, NotFound, Port, SystemRegion, Unsupported, parse_version
+from microkernel import (
+    CudaRegion,
+    InvalidArgument,
+    Port,
+    SystemRegion,
+    Unsupported,
+    parse_version,
+)
 from microkernel_grpc import encode
-from microkernel_grpc.inference import Inference
 from microkernel_grpc.logs import log_changes, log_settings
 from microkernel_grpc.repository import load_parameters, unload_dependents
-from microkernel_grpc.restricted import Metadata
 from microkernel_grpc.schema import Method, message
 from microkernel_grpc.statistics import model_statistics
+from microkernel_grpc.traces import trace_changes, trace_settings
 
-Call: TypeAlias = Callable[[bytes, Metadata], Awaitable[bytes]]
+Call: TypeAlias = Callable[[bytes], Awaitable[bytes]]
 _Typed: TypeAlias = Callable[[Any], Awaitable[Message]]
 
 _SERVING, _NOT_SERVING = 1, 2
-_NO_CUDA = (
-    "Client shared memory is disabled. Start the server with '--allow-client-shm=true' to enable."
-)
 
 
 class Calls:
-    """The unary RPCs that are served. All errors they raise are `MicrokernelError`s, save for
-    faults of this server's own."""
+    """The unary RPCs that are served, but for ModelInfer. All errors they raise are
+    `MicrokernelError`s, save for faults of this server's own."""
 
-    def __init__(self, server: Port, inference: Inference) -> None:
+    def __init__(self, server: Port) -> None:
         self._server = server
-        self._inference = inference
         self._typed: Mapping[str, _Typed] = {
             "ServerLive": self._server_live,
             "ServerReady": self._server_ready,
@@ -44,18 +46,17 @@ class Calls:
             "SystemSharedMemoryStatus": self._system_regions,
             "SystemSharedMemoryRegister": self._register_system_region,
             "SystemSharedMemoryUnregister": self._unregister_system_region,
-            "CudaSharedMemoryStatus": _no_cuda_regions,
-            "CudaSharedMemoryRegister": _no_cuda,
-            "CudaSharedMemoryUnregister": _no_cuda,
+            "CudaSharedMemoryStatus": self._cuda_regions,
+            "CudaSharedMemoryRegister": self._register_cuda_region,
+            "CudaSharedMemoryUnregister": self._unregister_cuda_region,
+            "TraceSetting": self._trace_setting,
             "LogSettings": self._log_settings,
         }
 
-    def call(self, method: Method) -> Call | None:
-        """The coroutine function behind a method, None where the method is not served."""
-        if method.name == "ModelInfer":
-            return self._inference.unary
-        typed = self._check(method) if method.name == "Check" else self._typed.get(method.name)
-        return None if typed is None else _from_bytes(method, typed)
+    def call(self, method: Method) -> Call:
+        """The coroutine function behind a method other than ModelInfer."""
+        typed = self._check(method) if method.name == "Check" else self._typed[method.name]
+        return _from_bytes(method, typed)
 
     async def _server_live(self, request: Any) -> Message:
         return message("ServerLiveResponse")(live=await self._server.live())
@@ -112,6 +113,23 @@ class Calls:
         await self._server.unregister_system_shared_memory(request.name)
         return message("SystemSharedMemoryUnregisterResponse")()
 
+    async def _cuda_regions(self, request: Any) -> Message:
+        return encode.cuda_regions(await self._server.cuda_shared_memory(request.name))
+
+    async def _register_cuda_region(self, request: Any) -> Message:
+        await self._server.register_cuda_shared_memory(
+            CudaRegion(request.name, request.raw_handle, request.device_id, request.byte_size)
+        )
+        return message("CudaSharedMemoryRegisterResponse")()
+
+    async def _unregister_cuda_region(self, request: Any) -> Message:
+        await self._server.unregister_cuda_shared_memory(request.name)
+        return message("CudaSharedMemoryUnregisterResponse")()
+
+    async def _trace_setting(self, request: Any) -> Message:
+        changes = trace_changes(request.settings)
+        return trace_settings(await self._server.trace_settings(request.model_name, changes))
+
     async def _log_settings(self, request: Any) -> Message:
         changes = log_changes(request.settings)
         return log_settings(await self._server.log_settings(changes))
@@ -129,18 +147,8 @@ def _refuse_repository(request: Any) -> None:
         raise Unsupported("'repository_name' specification is not supported")
 
 
-async def _no_cuda(request: Any) -> Message:
-    raise Unsupported(_NO_CUDA)
-
-
-async def _no_cuda_regions(request: Any) -> Message:
-    if request.name:
-        raise NotFound(f"Unable to find cuda shared memory region: '{request.name}'")
-    return message("CudaSharedMemoryStatusResponse")()
-
-
 def _from_bytes(method: Method, typed: _Typed) -> Call:
-    async def call(packed: bytes, metadata: Metadata) -> bytes:
+    async def call(packed: bytes) -> bytes:
         request = method.request()
         try:
             request.ParseFromString(packed)

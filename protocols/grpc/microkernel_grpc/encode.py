@@ -9,6 +9,7 @@ from google.protobuf.message import Message
 
 from microkernel import (
     LATEST,
+    CudaRegion,
     InferRequest,
     InferResponse,
     InvalidArgument,
@@ -39,10 +40,10 @@ def encode(response: InferResponse) -> bytes:
 
 
 def encode_streamed(response: InferResponse) -> bytes:
-    """A serialised ModelStreamInferResponse with the only response of a request. Raises as
-    `encode`."""
+    """A serialised ModelStreamInferResponse with a response, which says whether it is the final
+    one. Raises as `encode`."""
     head, contents = _split(response)
-    head.parameters[_FINAL].bool_param = True
+    head.parameters[_FINAL].bool_param = response.final
     return join_streamed(head.SerializeToString(), contents)
 
 
@@ -51,18 +52,26 @@ def refusal(identity: str, error: MicrokernelError) -> bytes:
     return _failure(error, {"id": identity})
 
 
-def failure(asked: InferRequest, error: MicrokernelError) -> bytes:
+def failure(asked: InferRequest, error: MicrokernelError, *, final: bool) -> bytes:
     """A serialised ModelStreamInferResponse for an accepted request that failed. The version is the
     one that was asked for, "" for any."""
-    return _failure(
-        error,
-        {
-            "id": asked.id,
-            "model_name": asked.model_name,
-            "model_version": "" if asked.version == LATEST else str(asked.version),
-            "parameters": {_FINAL: {"bool_param": True}},
-        },
-    )
+    return _failure(error, _nothing(asked, final=final))
+
+
+def empty_final(asked: InferRequest) -> bytes:
+    """A serialised ModelStreamInferResponse which says only that there will be no more."""
+    response = message("ModelStreamInferResponse")(infer_response=_nothing(asked, final=True))
+    return response.SerializeToString()
+
+
+def _nothing(asked: InferRequest, *, final: bool) -> dict[str, Any]:
+    """A response without outputs."""
+    return {
+        "id": asked.id,
+        "model_name": asked.model_name,
+        "model_version": "" if asked.version == LATEST else str(asked.version),
+        "parameters": {_FINAL: {"bool_param": final}},
+    }
 
 
 def _failure(error: MicrokernelError, response: dict[str, Any]) -> bytes:
@@ -141,6 +150,20 @@ def repository_index(lines: Sequence[ModelIndex]) -> Message:
         for line in lines
     ]
     return message("RepositoryIndexResponse")(models=models)
+
+
+def cuda_regions(regions: Iterable[CudaRegion]) -> Message:
+    """The answer of CudaSharedMemoryStatus."""
+    return message("CudaSharedMemoryStatusResponse")(
+        regions={
+            region.name: {
+                "name": region.name,
+                "device_id": region.device_id,
+                "byte_size": region.byte_size,
+            }
+            for region in regions
+        }
+    )
 
 
 def system_regions(regions: Iterable[SystemRegion]) -> Message:

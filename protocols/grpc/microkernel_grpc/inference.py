@@ -1,93 +1,157 @@
 """How an infer request is decoded and put to the port, alone or on a stream; nothing here knows
 grpc."""
 
-from collections.abc import Sequence
-from typing import Any
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Protocol
 
 from microkernel import (
+    NO_CONTEXT,
     InferRequest,
     InferResponse,
-    InvalidArgument,
     MicrokernelError,
     ModelConfig,
-    NotFound,
     Port,
-    Unavailable,
+    ResponseStream,
+    Trace,
     Unsupported,
     parse_version,
 )
 from microkernel_grpc.decode import Buffer, decode, parse
 from microkernel_grpc.encode import encode
 from microkernel_grpc.forward import Forward
+from microkernel_grpc.parameters import wants_empty_final
 from microkernel_grpc.restricted import Metadata
-
-_NOT_ACCEPTED = (
-    "Request for unknown model",
-    "Exceeds maximum queue size",
-    "has stopped accepting new inference requests",
+from microkernel_grpc.traces import (
+    SEND_END,
+    SEND_START,
+    WAITREAD_END,
+    WAITREAD_START,
+    context_of,
 )
 
+_DECOUPLED = "doesn't support models with decoupled transaction policy"
 
-def precedes_inference(error: MicrokernelError) -> bool:
-    """Whether a request failed before it was accepted, as far as an error of `Port.infer` tells:
-    what a model cannot be asked is refused, and some texts say that it cannot be asked now."""
-    if isinstance(error, Unavailable):
-        return any(text in str(error) for text in _NOT_ACCEPTED)
-    return isinstance(error, (NotFound, InvalidArgument, Unsupported))
+
+class Exchange(Protocol):
+    """A call that is being answered."""
+
+    def add_done_callback(self, callback: Callable[[Any], None]) -> None:
+        """Have something done when the answer is sent, or the call has ended otherwise."""
+        ...
+
+
+@dataclass(slots=True)
+class Accepted:
+    """A request of a stream that runs. `empty_final` is whether the client wants to be told of an
+    end without a response."""
+
+    request: InferRequest
+    responses: ResponseStream
+    empty_final: bool
 
 
 class Inference:
-    """Infer requests on their way to the port. `forward` makes parameters of their metadata."""
+    """Infer requests on their way to the port. `forward` makes parameters of their metadata;
+    `continues` is whether the metadata may say which trace a request belongs to."""
 
-    def __init__(self, server: Port, forward: Forward | None) -> None:
+    def __init__(self, server: Port, forward: Forward | None, *, continues: bool = False) -> None:
         self._server = server
         self._forward = forward
+        self._continues = continues
+        self._ending: set[asyncio.Task[None]] = set()
 
     @property
     def reads_metadata(self) -> bool:
         """Whether requests need their metadata."""
-        return self._forward is not None
+        return self._forward is not None or self._continues
 
-    async def unary(self, packed: bytes, metadata: Metadata) -> bytes:
+    async def unary(self, packed: bytes, metadata: Metadata, exchange: Exchange) -> bytes:
         """ModelInfer: a serialised response for a serialised request. Raises what `decode` and
         `Port.infer` raise."""
+        arrived = time.monotonic_ns()
         infer, raw = parse(packed)
+        request = await self._accept(infer, raw, metadata)
+        request = await self._traced(request, metadata, arrived)
+        trace = request.trace
+        if trace is None:
+            return encode(await self._infer(request))
         try:
-            request = self._decode(infer, raw, metadata)
-        except MicrokernelError:
-            await self._refuse_decoupled(infer)
-            raise
-        try:
-            response = await self._server.infer(request)
-        except Unsupported:
-            await self._refuse_decoupled(infer)
-            raise
+            response = await self._infer(request)
+        finally:
+            trace.mark(SEND_START)
+            exchange.add_done_callback(partial(self._sent, trace))
         return encode(response)
 
-    async def accept(self, infer: Any, raw: Sequence[Buffer], metadata: Metadata) -> InferRequest:
-        """The request of a message of a stream. A model that cannot be asked at all is reported
-        before faults of the request, as in Triton."""
+    async def open(
+        self, infer: Any, raw: Sequence[Buffer], metadata: Metadata, arrived: int
+    ) -> Accepted:
+        """Start the request of a message of a stream, for which the stream began to wait at
+        `arrived`. Raises what `decode` and `Port.stream` raise."""
+        request = self._decode(infer, raw, metadata)
+        request = await self._traced(request, metadata, arrived)
+        try:
+            responses = await self._server.stream(request)
+        except BaseException:
+            if request.trace is not None:
+                await self._server.end_trace(request.trace)
+            raise
+        return Accepted(request, responses, wants_empty_final(infer.parameters))
+
+    async def finish_trace(self, trace: Trace) -> None:
+        """The last answer to a traced request of a stream is sent."""
+        trace.mark(SEND_END)
+        await self._server.end_trace(trace)
+
+    async def finish(self) -> None:
+        """Wait until every trace is handed in; after the last call."""
+        await asyncio.gather(*self._ending)
+
+    async def config(self, infer: Any) -> ModelConfig:
+        """The configuration of the model that a message asks for. Raises NotFound and Unavailable
+        where it does not serve."""
+        version = parse_version(infer.model_version)
+        return await self._server.model_config(infer.model_name, version)
+
+    async def _accept(self, infer: Any, raw: Sequence[Buffer], metadata: Metadata) -> InferRequest:
+        """The request of a message. A model that cannot be asked at all is reported before faults
+        of the request, as in Triton."""
         try:
             return self._decode(infer, raw, metadata)
         except MicrokernelError:
-            await self._config(infer)
+            await self.config(infer)
             raise
-
-    async def infer(self, request: InferRequest) -> InferResponse:
-        """See `Port.infer`."""
-        return await self._server.infer(request)
 
     def _decode(self, infer: Any, raw: Sequence[Buffer], metadata: Metadata) -> InferRequest:
         if self._forward is None:
             return decode(infer, raw)
         return decode(infer, raw, self._forward(metadata))
 
-    async def _refuse_decoupled(self, infer: Any) -> None:
-        if (await self._config(infer)).decoupled:
-            raise Unsupported(
-                "ModelInfer RPC doesn't support models with decoupled transaction policy"
-            )
+    async def _traced(
+        self, request: InferRequest, metadata: Metadata, arrived: int
+    ) -> InferRequest:
+        """The request with its trace where it is sampled."""
+        context = context_of(metadata) if self._continues else NO_CONTEXT
+        trace = await self._server.begin_trace(request, context)
+        if trace is None:
+            return request
+        trace.mark(WAITREAD_START, arrived)
+        trace.mark(WAITREAD_END)
+        return replace(request, trace=trace)
 
-    async def _config(self, infer: Any) -> ModelConfig:
-        version = parse_version(infer.model_version)
-        return await self._server.model_config(infer.model_name, version)
+    def _sent(self, trace: Trace, exchange: Any) -> None:
+        task = asyncio.ensure_future(self.finish_trace(trace))
+        self._ending.add(task)
+        task.add_done_callback(self._ending.discard)
+
+    async def _infer(self, request: InferRequest) -> InferResponse:
+        try:
+            return await self._server.infer(request)
+        except Unsupported as error:
+            _, found, reason = str(error).partition(_DECOUPLED)
+            if not found:
+                raise
+            raise Unsupported(f"ModelInfer RPC {_DECOUPLED}{reason}") from None

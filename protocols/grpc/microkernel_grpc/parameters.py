@@ -54,6 +54,11 @@ def read(parameters: Mapping[str, Any]) -> Given:
     )
 
 
+def wants_empty_final(parameters: Mapping[str, Any]) -> bool:
+    """Whether a client wants a response of its own for the news that there will be no more."""
+    return _EMPTY_FINAL in parameters and bool(parameters[_EMPTY_FINAL].bool_param)
+
+
 _RESERVED: Mapping[str, frozenset[str]] = {
     "sequence_id": frozenset({"int64_param", "string_param"}),
     "sequence_start": frozenset({"bool_param"}),

@@ -12,7 +12,7 @@ Metadata: TypeAlias = Sequence[tuple[str, str | bytes]]
 
 GROUPS: Mapping[str, Sequence[str]] = {
     "health": ("ServerLive", "ServerReady", "ModelReady", "Check"),
-    "metadata": ("ServerMetadata", "ModelMetadata"),
+    "metadata": ("ServerMetadata", "ModelMetadata", "ServerReflectionInfo"),
     "inference": ("ModelInfer", "ModelStreamInfer"),
     "shared-memory": (
         *(f"SystemSharedMemory{what}" for what in ("Status", "Register", "Unregister")),

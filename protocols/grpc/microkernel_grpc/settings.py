@@ -1,8 +1,9 @@
 """What an operator can set about gRPC."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
-from microkernel import option
+from microkernel import Between, Listening, option
 
 LEVELS = ("none", "low", "medium", "high")
 """How hard answers may be compressed, from not at all upwards."""
@@ -13,9 +14,18 @@ class GrpcSettings:
     """The settings of the front end; names and defaults of the flags are Triton's. Port 0 means any
     free port; times are milliseconds."""
 
+    flag_group: ClassVar[str] = "gRPC"
+
     allow_grpc: bool = option(True, flag="--allow-grpc", about="Serve the V2 protocol over gRPC.")
-    address: str = option("0.0.0.0", flag="--grpc-address", about="The address gRPC listens on.")
-    port: int = option(8001, flag="--grpc-port", about="The port gRPC listens on.")
+    address: str = option(
+        "0.0.0.0",
+        flag="--grpc-address",
+        about="The address gRPC listens on, or unix:PATH for a Unix-domain socket, which only the "
+        "user of the server can open; --grpc-port then means nothing.",
+    )
+    port: int = option(
+        8001, flag="--grpc-port", check=Between(0, 65535), about="The port gRPC listens on."
+    )
     reuse_port: bool = option(
         False, flag="--reuse-grpc-port", about="Share the gRPC port with other processes."
     )
@@ -30,6 +40,13 @@ class GrpcSettings:
         many=True,
         about="GROUP[,GROUP...]:KEY=VALUE. Calls of these groups need the metadata "
         "triton-grpc-protocol-KEY with this value; may be repeated.",
+    )
+    auth_file: str = option(
+        "",
+        flag="--grpc-auth-file",
+        about="File of keys, one a line. Calls need one as the metadata 'authorization: Bearer "
+        "KEY' or 'x-api-key: KEY'; ServerLive, ServerReady and the standard health check stay "
+        "open.",
     )
     use_ssl: bool = option(False, flag="--grpc-use-ssl", about="Serve gRPC over TLS only.")
     use_ssl_mutual: bool = option(
@@ -93,15 +110,24 @@ class GrpcSettings:
     infer_thread_count: int = option(
         2,
         flag="--grpc-infer-thread-count",
-        about="Accepted without effect: one event loop serves every call.",
+        check=Between(2, 128),
+        no_effect="one event loop serves every call",
     )
     infer_allocation_pool_size: int = option(
         8,
         flag="--grpc-infer-allocation-pool-size",
-        about="Accepted without effect: messages are not kept for reuse.",
+        check=Between(0),
+        no_effect="messages are not kept for reuse",
     )
     max_response_pool_size: int = option(
         2**31 - 1,
         flag="--grpc-max-response-pool-size",
-        about="Accepted without effect: a stream stops reading while its answers wait.",
+        check=Between(1),
+        no_effect="a stream stops reading requests while its answers wait",
     )
+
+    def listening(self) -> list[Listening]:
+        """What is listened on."""
+        if not self.allow_grpc:
+            return []
+        return [Listening("--grpc-port", self.address, self.port)]

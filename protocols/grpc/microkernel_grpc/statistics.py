@@ -5,7 +5,7 @@ from typing import Any
 
 from google.protobuf.message import Message
 
-from microkernel import Compute, Duration, ModelStatistics, ModelStats
+from microkernel import Compute, Duration, ModelStatistics, ModelStats, ResponseStats
 from microkernel_grpc.schema import message
 
 
@@ -27,6 +27,7 @@ def _model(about: ModelStatistics) -> dict[str, Any]:
         "batch_stats": [
             {"batch_size": size, **_compute(times)} for size, times in sorted(stats.batches.items())
         ],
+        "response_stats": {key: _responses(entry) for key, entry in stats.responses.items()},
     }
 
 
@@ -38,6 +39,17 @@ def _requests(stats: ModelStats) -> dict[str, Any]:
         **_compute(stats.compute),
         "cache_hit": {},
         "cache_miss": {},
+    }
+
+
+def _responses(stats: ResponseStats) -> dict[str, Any]:
+    return {
+        "compute_infer": _duration(stats.compute_infer),
+        "compute_output": _duration(stats.compute_output),
+        "success": _duration(stats.success),
+        "fail": _duration(stats.fail),
+        "empty_response": _duration(stats.empty_response),
+        "cancel": _duration(stats.cancel),
     }
 
 

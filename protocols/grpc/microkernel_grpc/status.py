@@ -17,6 +17,7 @@ from microkernel import (
     Unknown,
     Unsupported,
 )
+from microkernel_grpc.access import Unauthenticated
 from microkernel_grpc.encode import error_text
 
 STATUS: Mapping[type[MicrokernelError], Any] = {
@@ -28,6 +29,7 @@ STATUS: Mapping[type[MicrokernelError], Any] = {
     AlreadyExists: StatusCode.ALREADY_EXISTS,
     Cancelled: StatusCode.CANCELLED,
     Unknown: StatusCode.UNKNOWN,
+    Unauthenticated: StatusCode.UNAUTHENTICATED,
 }
 
 # Details travel percent-encoded in a header, and a client that gets more than 8 KiB of those sees
