@@ -1,6 +1,12 @@
 """Canned models, and front ends on free ports of 127.0.0.1."""
 
-from collections.abc import AsyncIterator
+import json
+import shutil
+import subprocess
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
+from typing import Any, TypeAlias
 
 import numpy as np
 import pytest
@@ -131,3 +137,93 @@ async def grpc_port(server: FakeServer) -> AsyncIterator[int]:
     assert line == f"Started GRPCInferenceService at 127.0.0.1:{frontend.port}"
     yield frontend.port
     await frontend.stop(5)
+
+
+HttpServing: TypeAlias = Callable[..., AbstractAsyncContextManager[Any]]
+"""Called with settings, serves HTTP on a free port of 127.0.0.1; gives the front end."""
+
+
+@pytest.fixture
+def http_serving(server: FakeServer) -> HttpServing:
+    pytest.importorskip("aiohttp", reason="the extra 'http' is missing")
+    from microkernel_http.frontend import HttpFrontend
+    from microkernel_http.settings import HttpSettings
+
+    @asynccontextmanager
+    async def serving(**settings: Any) -> AsyncIterator[HttpFrontend]:
+        frontend = HttpFrontend(server, HttpSettings(**{"address": "127.0.0.1", **settings}))
+        await frontend.start()
+        try:
+            yield frontend
+        finally:
+            await frontend.stop(5)
+
+    return lambda **settings: serving(**{"port": 0, **settings})
+
+
+class Site:
+    """A front end over HTTP, to be asked anything."""
+
+    def __init__(self, port: int, session: Any) -> None:
+        self._url = f"http://127.0.0.1:{port}"
+        self._session = session
+
+    async def ask(
+        self, method: str, path: str, body: Any = None, headers: Mapping[str, str] | None = None
+    ) -> tuple[int, Mapping[str, str], bytes]:
+        """Status, headers and body of the answer; what is no bytes is sent as JSON."""
+        data = body if isinstance(body, bytes | None) else json.dumps(body).encode()
+        asked = self._session.request(method, self._url + path, data=data, headers=headers)
+        async with asked as answer:
+            return answer.status, answer.headers, await answer.read()
+
+    async def status(self, method: str, path: str, body: Any = None, **headers: str) -> int:
+        """The status of the answer."""
+        return (await self.ask(method, path, body, headers))[0]
+
+
+@pytest.fixture
+def http_site() -> Callable[[Any], AbstractAsyncContextManager[Site]]:
+    """Called with a front end, serves it."""
+    aiohttp = pytest.importorskip("aiohttp", reason="the extra 'http' is missing")
+
+    @asynccontextmanager
+    async def serving(frontend: Any) -> AsyncIterator[Site]:
+        await frontend.start()
+        plain = aiohttp.ClientSession(
+            auto_decompress=False, skip_auto_headers=["Accept-Encoding", "Content-Type"]
+        )
+        try:
+            async with plain:
+                yield Site(frontend.port, plain)
+        finally:
+            await frontend.stop(5)
+
+    return serving
+
+
+@pytest.fixture(scope="session")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a root, certificates by it of a server and of a client, and one of a stranger,
+    each NAME.crt with its NAME.key."""
+    if shutil.which("openssl") is None:
+        pytest.skip("the command openssl is missing")
+    folder = tmp_path_factory.mktemp("certificates")
+    (folder / "names").write_text("subjectAltName=IP:127.0.0.1")
+    for name in ("root", "stranger"):
+        _openssl(folder, f"req -x509 -subj /CN={name} {_NEW_KEY} {name}.key -out {name}.crt")
+    for name in ("server", "client"):
+        _openssl(folder, f"req -subj /CN={name} {_NEW_KEY} {name}.key -out {name}.csr")
+        _openssl(
+            folder,
+            f"x509 -req -in {name}.csr -out {name}.crt -extfile names -days 2 "
+            "-CA root.crt -CAkey root.key -CAcreateserial",
+        )
+    return folder
+
+
+_NEW_KEY = "-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -keyout"
+
+
+def _openssl(folder: Path, command: str) -> None:
+    subprocess.run(["openssl", *command.split()], cwd=folder, check=True, capture_output=True)

@@ -18,6 +18,7 @@ from microkernel import (
     MicrokernelError,
     ModelConfig,
     ModelInput,
+    ResponseStream,
     Shape,
     Tensor,
     Unavailable,
@@ -25,7 +26,7 @@ from microkernel import (
 )
 from microkernel.testing import FakeServer
 from microkernel_http.decode import Limits
-from microkernel_http.generate import event, from_response, lay_out, to_request
+from microkernel_http.generate import from_response, lay_out, to_request
 
 aiohttp = pytest.importorskip("aiohttp", reason="the extra 'http' is missing")
 
@@ -215,10 +216,6 @@ def test_responses_are_flat(answer: InferResponse, expected: dict[str, Any]) -> 
     assert json.dumps(from_response(answer)) == json.dumps(expected)
 
 
-def test_an_event_is_one_line_and_a_blank_one() -> None:
-    assert event({"a": "x\ny"}) == b'data: {"a":"x\\ny"}\n\n'
-
-
 async def ask(
     port: int, path: str, body: object, headers: dict[str, str] | None = None
 ) -> tuple[int, Any, bytes]:
@@ -268,7 +265,6 @@ async def test_an_error_of_the_model(http_port: int) -> None:
             *("addsub", QUESTION, {"Content-Encoding": "gzip"}, 400),
             "Unsupported content-encoding, only 'identity' is supported",
         ),
-        ("stream", {}, {}, 501, "doesn't support models with decoupled transaction policy"),
     ],
 )
 async def test_errors_before_inference_are_ordinary(
@@ -285,13 +281,16 @@ async def test_errors_before_inference_are_ordinary(
     assert message in json.loads(answer)["error"]
 
 
-async def test_a_full_queue_is_an_ordinary_error(server: FakeServer, http_port: int) -> None:
-    async def refuse(config: ModelConfig, request: InferRequest) -> InferResponse:
+async def test_a_full_queue_is_an_ordinary_error(
+    server: FakeServer, http_port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def refuse(request: InferRequest) -> ResponseStream:
         raise Unavailable("Exceeds maximum queue size")
 
-    server.models["addsub"].answer = refuse
-    status, _, body = await ask(http_port, "addsub/generate_stream", QUESTION)
-    assert (status, json.loads(body)) == (503, {"error": "Exceeds maximum queue size"})
+    monkeypatch.setattr(server, "stream", refuse)
+    status, headers, body = await ask(http_port, "addsub/generate_stream", QUESTION)
+    assert (status, headers["Content-Type"]) == (503, "application/json")
+    assert json.loads(body) == {"error": "Exceeds maximum queue size"}
 
 
 async def test_a_large_request(http_port: int) -> None:

@@ -27,7 +27,7 @@ BEHIND_THE_PORT = (
 )
 NOT_REPLAYED = (
     "/config",  # the kernel completes it
-    "/trace",  # not offered
+    "/trace",  # the kernel keeps the settings
 )
 
 

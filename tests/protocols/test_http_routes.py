@@ -34,6 +34,10 @@ from microkernel_http.routes import Endpoint, find
         ("POST", "/v2/repository/models/m/unload", Endpoint.UNLOAD, "m", LATEST),
         ("GET", "/v2/logging", Endpoint.LOGGING, "", LATEST),
         ("POST", "/v2/logging", Endpoint.LOGGING, "", LATEST),
+        ("GET", "/v2/trace/setting", Endpoint.TRACE, "", LATEST),
+        ("POST", "/v2/models/a%20b/trace/setting", Endpoint.TRACE, "a b", LATEST),
+        ("GET", "/openapi.json", Endpoint.OPENAPI, "", LATEST),
+        ("GET", "/docs?a=b", Endpoint.DOCS, "", LATEST),
     ],
 )
 def test_paths(method: str, target: str, endpoint: Endpoint, model: str, version: int) -> None:
@@ -48,9 +52,10 @@ def test_paths(method: str, target: str, endpoint: Endpoint, model: str, version
     [
         *("/", "/v2/", "/v2/none", "/v2/models", "/v2/models/", "/v2/models/m/", "//v2"),
         *("/v2/models/m/versions", "/v2/models/m/versions/", "/v2/models/m/versions/x"),
-        *("/v2/models/m/versions/-1", "/v2/models/m/versions/1/", "/v2/trace/setting"),
+        *("/v2/models/m/versions/-1", "/v2/models/m/versions/1/", "/v2/trace/settings"),
         *("/v2/models/m/versions/\u0661", "/v2/models/m/none", "/v2/health", "/v2\n"),
         *("/v2/repository/a/b/index", "/v2/repository/models/load", "/v2/repository/m/load"),
+        *("/v2/models/m/versions/1/trace/setting", "/v2/models/trace/setting", "/docs/"),
         *("/v2/sharedmemory/status", "/v2/systemsharedmemory/region/status", "/v2/logging/"),
     ],
 )

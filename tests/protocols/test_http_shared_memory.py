@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from base64 import b64encode
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from multiprocessing.shared_memory import SharedMemory as Object
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 
 from microkernel import (
     DATA_TYPES,
+    CudaRegion,
     InferRequest,
     InferResponse,
     Internal,
@@ -25,7 +27,7 @@ from microkernel import (
 )
 from microkernel.shared_memory import SharedMemory
 from microkernel.testing import FakeServer
-from microkernel_http.control_bodies import system_region
+from microkernel_http.control_bodies import cuda_region, system_region
 from microkernel_http.decode import ALL_BINARY, ALL_JSON, Limits, OutputForms, decode
 from microkernel_http.encode import encode
 
@@ -33,6 +35,8 @@ aiohttp = pytest.importorskip("aiohttp", reason="the extra 'http' is missing")
 client = pytest.importorskip("tritonclient.http", reason="tritonclient[http] is missing")
 
 SIZE = 4096
+HANDLE = bytes(range(64))
+CUDA = {"raw_handle": {"b64": b64encode(HANDLE).decode()}, "byte_size": 1, "device_id": 0}
 NO_GPUS = "failed to register CUDA shared memory region: '%s', GPUs not supported"
 
 
@@ -316,9 +320,8 @@ async def test_there_are_no_gpus_for_regions(
 ) -> None:
     allowed.memory.register(SystemRegion("r", shared.name, SIZE))
     base = "cudasharedmemory"
-    for body in ({}, {"raw_handle": {"b64": "AA=="}, "byte_size": 1, "device_id": 0}):
-        found = await ask(http_port, "POST", f"{base}/region/c/register", body)
-        assert found == (400, JSON, {"error": NO_GPUS % "c"})
+    found = await ask(http_port, "POST", f"{base}/region/c/register", CUDA)
+    assert found == (400, JSON, {"error": NO_GPUS % "c"})
     status, _, document = await ask(http_port, "POST", f"{base}/register", {})
     assert (status, document["error"][:29]) == (400, "'region name' is necessary to")
     assert await ask(http_port, "POST", f"{base}/region/r/unregister") == DONE
@@ -332,6 +335,44 @@ async def test_there_are_no_gpus_for_regions(
         assert status == 404
         assert document["error"].startswith(message)
     assert len(allowed.memory.status()) == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "text"),
+    [
+        ({"raw_handle": None}, Internal, wrong("raw_handle", "object")),
+        ({"raw_handle": {}}, Internal, "attempt to access non-existing object member 'b64'"),
+        ({"raw_handle": {"b64": 1}}, Internal, wrong("b64", "string")),
+        ({"raw_handle": {"b64": "AA=="}}, InvalidArgument, "must be a valid base64 encoded"),
+        ({"raw_handle": {"b64": "?"}}, InvalidArgument, "must be a valid base64 encoded"),
+        ({"byte_size": -1}, Internal, wrong("byte_size", "unsigned-integer")),
+        ({"device_id": "0"}, Internal, wrong("device_id", "unsigned-integer")),
+    ],
+)
+def test_bad_requests_for_regions_of_gpus(
+    changes: dict[str, Any], error: type[MicrokernelError], text: str
+) -> None:
+    with pytest.raises(error) as caught:
+        cuda_region("c", json.dumps({**CUDA, **changes}).encode())
+    assert text in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("field", "error", "text"),
+    [
+        ("raw_handle", InvalidArgument, "register request has no 'raw_handle' field"),
+        ("byte_size", Internal, "non-existing object member 'byte_size'"),
+        ("device_id", Internal, "non-existing object member 'device_id'"),
+    ],
+)
+def test_a_region_of_a_gpu_needs_every_field(
+    field: str, error: type[MicrokernelError], text: str
+) -> None:
+    given = {key: value for key, value in CUDA.items() if key != field}
+    with pytest.raises(error) as caught:
+        cuda_region("c", json.dumps(given).encode())
+    assert text in str(caught.value)
+    assert cuda_region("c", json.dumps(CUDA).encode()) == CudaRegion("c", HANDLE, 0, 1)
 
 
 def with_client(port: int, use: Callable[[Any], Any]) -> Any:

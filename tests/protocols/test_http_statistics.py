@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from microkernel import Compute, Duration, ModelStatistics, ModelStats
+from microkernel import Compute, Duration, ModelStatistics, ModelStats, ResponseStats
 from microkernel.testing import FakeServer
 from microkernel_http.statistics import statistics
 
@@ -27,6 +27,7 @@ STATS = ModelStats(
     queue=Duration(5, 100),
     compute=compute(5, 10, 20, 30),
     batches={4: compute(1, 4, 5, 6), 1: compute(2, 1, 2, 3)},
+    responses={"0": ResponseStats(*(Duration(n, 10 * n) for n in range(6)))},
     inference_count=6,
     execution_count=3,
     last_inference_ms=1_700_000_000_123,
@@ -47,7 +48,16 @@ EXPECTED = {
         "cache_hit": duration(0, 0),
         "cache_miss": duration(0, 0),
     },
-    "response_stats": {},
+    "response_stats": {
+        "0": {
+            "compute_infer": duration(0, 0),
+            "compute_output": duration(1, 10),
+            "success": duration(2, 20),
+            "fail": duration(3, 30),
+            "empty_response": duration(4, 40),
+            "cancel": duration(5, 50),
+        }
+    },
     "batch_stats": [
         {
             "batch_size": 1,

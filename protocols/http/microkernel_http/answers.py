@@ -1,11 +1,11 @@
 """Answers as aiohttp responses."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, TypeAlias
 
 from aiohttp import web
 
-from microkernel import MicrokernelError
+from microkernel import REFUSAL, MicrokernelError
 from microkernel_http.encode import JSON, TEXT, to_bytes
 from microkernel_http.routes import Route
 from microkernel_http.status import error_body, status_of
@@ -29,9 +29,23 @@ def health_answer(*, good: bool) -> web.Response:
     return web.Response(status=200 if good else 400, headers={"Content-Type": TEXT})
 
 
+def key_answer() -> web.Response:
+    """A request without a key, or with a wrong one, where one is needed."""
+    answer = status_answer(401, REFUSAL, JSON)
+    answer.headers["WWW-Authenticate"] = "Bearer"
+    return answer
+
+
 def error_answer(error: MicrokernelError, content_type: str) -> web.Response:
     """An error with the status of its class."""
     return status_answer(status_of(error), str(error), content_type)
+
+
+def method_answer(methods: Iterable[str]) -> web.Response:
+    """A request whose method is none of those that its path knows; tells which those are."""
+    answer = status_answer(405, "Method Not Allowed")
+    answer.headers["Allow"] = ", ".join(sorted(methods))
+    return answer
 
 
 def status_answer(status: int, message: str, content_type: str = TEXT) -> web.Response:

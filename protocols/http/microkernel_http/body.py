@@ -6,8 +6,9 @@ from aiohttp import web
 
 from microkernel import InvalidArgument
 from microkernel_http.encode import Buffer
+from microkernel_http.exchange import end_with_answer
+from microkernel_http.status import TimedOut
 
-MAX_BODY = 2**31 - 1
 MAX_CHUNKS = 65536
 JOINED = 64 << 10
 """Up to so many bytes a body is joined and sent together with its headers."""
@@ -19,14 +20,15 @@ _PIECE = 256 << 10
 async def read(request: web.BaseRequest) -> bytes:
     """The whole body.
 
-    Raises InvalidArgument for a body over MAX_BODY bytes or over MAX_CHUNKS chunks, after
-    which the connection is closed, and for a malformed one.
+    Raises InvalidArgument for a malformed one, and, after which the connection is closed, for one
+    over the request's `client_max_size` bytes or over MAX_CHUNKS chunks; TimedOut, after which it
+    is closed too, where the client does not go on with it.
     """
     if not request.body_exists:
         return b""
     announced = request.content_length or 0
-    if announced > MAX_BODY:
-        raise _refused(request, f"request body exceeds the maximum of {MAX_BODY} bytes")
+    if announced > request.client_max_size:
+        raise _too_large(request)
     if request.headers.get("Expect", "").lower() == "100-continue":
         await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         request.writer.output_size = 0
@@ -34,6 +36,9 @@ async def read(request: web.BaseRequest) -> bytes:
         return await (_read_plain(request) if announced else _read_chunked(request))
     except web.RequestPayloadError as error:
         raise InvalidArgument(f"failed to read the request body: {error}") from None
+    except TimeoutError:
+        end_with_answer(request)
+        raise TimedOut("the body of the request took too long") from None
 
 
 async def _read_plain(request: web.BaseRequest) -> bytes:
@@ -50,18 +55,23 @@ async def _read_chunked(request: web.BaseRequest) -> bytes:
         parts.append(part)
         size += len(part)
         chunks += ended
-        if size > MAX_BODY:
-            raise _refused(request, f"request body exceeds the maximum of {MAX_BODY} bytes")
+        if size > request.client_max_size:
+            raise _too_large(request)
         if chunks > MAX_CHUNKS:
             message = f"Chunked request body exceeds maximum of {MAX_CHUNKS} chunks"
             raise _refused(request, message)
     return b"".join(parts)
 
 
+def _too_large(request: web.BaseRequest) -> InvalidArgument:
+    limit = request.client_max_size
+    return _refused(request, f"request body exceeds the maximum of {limit} bytes")
+
+
 def _refused(request: web.BaseRequest, message: str) -> InvalidArgument:
     """The error, with the connection closed after its answer: the rest of the body is in the
     way."""
-    request.protocol.close()
+    end_with_answer(request)
     return InvalidArgument(message)
 
 
@@ -78,8 +88,9 @@ async def send(
     await response.prepare(request)
     if request.transport is not None:
         # The transport then reports itself full until all it was given is sent, so that the last
-        # drain waits for the very last byte.
-        request.transport.set_write_buffer_limits(high=0)
+        # drain waits for the very last byte. TLS copies, and counts the limit itself as full.
+        secure = request.transport.get_extra_info("sslcontext") is not None
+        request.transport.set_write_buffer_limits(high=int(secure))
     for buffer in buffers:
         for start in range(0, len(buffer), _PIECE):
             await response.write(memoryview(buffer)[start : start + _PIECE])

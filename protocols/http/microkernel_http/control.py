@@ -1,4 +1,4 @@
-"""The endpoints that change something: loading and unloading, the log, shared memory."""
+"""The endpoints that change something: loading and unloading, the log, traces, shared memory."""
 
 import asyncio
 import contextlib
@@ -10,6 +10,7 @@ from microkernel import InvalidArgument, Port, SystemRegion, Unavailable, Unsupp
 from microkernel_http.answers import EndpointCall, done_answer, json_answer
 from microkernel_http.body import LARGE, read
 from microkernel_http.control_bodies import (
+    cuda_region,
     load_request,
     log_changes,
     log_settings,
@@ -19,6 +20,7 @@ from microkernel_http.control_bodies import (
 )
 from microkernel_http.encode import repository_index
 from microkernel_http.routes import Endpoint, Route
+from microkernel_http.trace_bodies import trace_changes, trace_settings
 
 
 class Control:
@@ -34,6 +36,7 @@ class Control:
             Endpoint.LOAD: self._load,
             Endpoint.UNLOAD: self._unload,
             Endpoint.LOGGING: self._logging,
+            Endpoint.TRACE: self._trace,
             Endpoint.REGION_REGISTER: self._register,
             Endpoint.REGION_UNREGISTER: self._unregister,
         }
@@ -68,24 +71,27 @@ class Control:
             raise Unavailable(str(error)) from None  # Triton's class for a wrong format, over HTTP
         return json_answer(log_settings(settings))
 
+    async def _trace(self, route: Route, request: web.BaseRequest) -> web.StreamResponse:
+        changes = None if request.method == "GET" else trace_changes(await read(request))
+        return json_answer(trace_settings(await self._server.trace_settings(route.model, changes)))
+
     async def _register(self, route: Route, request: web.BaseRequest) -> web.StreamResponse:
         await self._check_shared_memory()
         if not route.region:
             raise InvalidArgument(
                 f"'region name' is necessary to register {route.kind} shared memory region"
             )
+        body = await read(request)
         if route.kind == "cuda":
-            raise InvalidArgument(
-                f"failed to register CUDA shared memory region: '{route.region}', GPUs not "
-                "supported"
-            )
-        region = system_region(route.region, await read(request))
-        await self._server.register_system_shared_memory(region)
+            await self._server.register_cuda_shared_memory(cuda_region(route.region, body))
+        else:
+            await self._server.register_system_shared_memory(system_region(route.region, body))
         return done_answer()
 
     async def _unregister(self, route: Route, request: web.BaseRequest) -> web.StreamResponse:
-        await self._check_shared_memory()
-        if route.kind == "system":
+        if route.kind == "cuda":
+            await self._server.unregister_cuda_shared_memory(route.region)
+        else:
             await self._server.unregister_system_shared_memory(route.region)
         return done_answer()
 

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
 from microkernel import (
+    CudaRegion,
     Internal,
     InvalidArgument,
     LogChanges,
@@ -14,11 +15,21 @@ from microkernel import (
     SystemRegion,
     Unsupported,
 )
-from microkernel_http.document import MISSING, boolean, member, members, parse, text, unsigned
+from microkernel_http.document import (
+    MISSING,
+    boolean,
+    member,
+    members,
+    parse,
+    required,
+    text,
+    unsigned,
+)
 
 _FILE = "file:"
 _FLAGS = ("log_info", "log_warning", "log_error")
 _UNSIGNED = "unsigned-integer"
+_HANDLE_SIZE = 64
 T = TypeVar("T")
 
 
@@ -89,6 +100,34 @@ def system_region(name: str, body: bytes) -> SystemRegion:
         unsigned(_necessary(size, "byte_size"), "byte_size"),
         0 if offset is MISSING else unsigned(offset, "offset"),
     )
+
+
+def cuda_region(name: str, body: bytes) -> CudaRegion:
+    """The region of a GPU's memory that a request wants to be registered as `name`. Raises
+    InvalidArgument for a handle that is missing or none, Internal for what else is missing or of
+    the wrong kind."""
+    document = parse(body)
+    handle = members(_necessary(member(document, "raw_handle"), "raw_handle"), "raw_handle")
+    encoded = text(required(handle, "b64"), "b64")
+    return CudaRegion(
+        name,
+        _handle(name, encoded),
+        unsigned(required(document, "device_id"), "device_id"),
+        unsigned(required(document, "byte_size"), "byte_size"),
+    )
+
+
+def _handle(name: str, encoded: str) -> bytes:
+    try:
+        handle = base64.b64decode(encoded, validate=True)
+    except (binascii.Error, ValueError):
+        handle = b""
+    if len(handle) != _HANDLE_SIZE:
+        raise InvalidArgument(
+            f"failed to register CUDA shared memory region '{name}': 'raw_handle' must be a valid "
+            f"base64 encoded string of {_HANDLE_SIZE} bytes"
+        )
+    return handle
 
 
 def _necessary(value: Any, field: str) -> Any:

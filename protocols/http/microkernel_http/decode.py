@@ -58,11 +58,12 @@ ALL_JSON = OutputForms()
 ALL_BINARY = OutputForms(everything=True)
 
 
-def header_length(value: str | None, body_length: int) -> int:
+def header_length(value: str | None, body_length: int, source: str = HEADER_LENGTH) -> int:
     """The length of the JSON part by the value of the length header, None for a request without
     it. 0 means that the body is the data of the only input.
 
-    Raises InvalidArgument for what is no number or does not fit the body.
+    Raises InvalidArgument, naming the `source` of the value, for what is no number or does not fit
+    the body.
     """
     if value is None:
         return body_length
@@ -70,7 +71,7 @@ def header_length(value: str | None, body_length: int) -> int:
         length = int(value)
     except ValueError:
         raise InvalidArgument(
-            f"Unable to parse {HEADER_LENGTH}, got: {value}; it must be a number of bytes"
+            f"Unable to parse {source}, got: {value}; it must be a number of bytes"
         ) from None
     if not 0 <= length <= body_length:
         raise InvalidArgument(

@@ -23,8 +23,11 @@ _REASONS = {
     "Invalid control character at": "Invalid encoding in string.",
     "Extra data": "The document root must not be followed by other values.",
 }
-_STRING_OR_BRACKET = re.compile(r'"(?:[^"\\]++|\\.)*+"|[\[\]{}]')
-_STRING_OR_INF = re.compile(r'"(?:[^"\\]++|\\.)*+"|\bInf\b')
+# A string that does not end goes to the end of the text: to begin again behind each of its escaped
+# quotes would take a time that is quadratic in its length.
+_STRING = r'"(?:[^"\\]++|\\.?)*+"?'
+_STRING_OR_BRACKET = re.compile(_STRING + r"|[\[\]{}]", re.DOTALL)
+_STRING_OR_INF = re.compile(_STRING + r"|\bInf\b", re.DOTALL)
 _DECODER = json.JSONDecoder()
 _SPACE = " \t\n\r"
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")

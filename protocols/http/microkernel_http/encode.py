@@ -7,6 +7,7 @@ from functools import lru_cache
 from typing import Any, TypeAlias
 
 from microkernel import (
+    CudaRegion,
     InferResponse,
     ModelIndex,
     ModelMetadata,
@@ -15,14 +16,14 @@ from microkernel import (
     Tensor,
     TensorMetadata,
 )
-from microkernel_http.decode import HEADER_LENGTH, OutputForms
+from microkernel_http.decode import OutputForms
 from microkernel_http.elements import to_json
+from microkernel_http.framing import LENGTH_HEADER, Framing
 
 Buffer: TypeAlias = bytes | bytearray | memoryview
 
 JSON = "application/json"
 TEXT = "text/plain"
-BINARY = "application/octet-stream"
 _JSON_ONLY: Mapping[str, str] = {"Content-Type": JSON}
 _dumps = json.JSONEncoder(ensure_ascii=False, check_circular=False, separators=(",", ":")).encode
 
@@ -40,7 +41,9 @@ def to_bytes(document: Any) -> bytes:
     return _dumps(document).encode("utf-8", "surrogateescape")
 
 
-def encode(response: InferResponse, forms: OutputForms) -> Encoded:
+def encode(
+    response: InferResponse, forms: OutputForms, framing: Framing = LENGTH_HEADER
+) -> Encoded:
     """The answer to an infer request. Binary outputs are views on the response's data; of outputs
     in shared memory only type and shape are told.
 
@@ -56,8 +59,7 @@ def encode(response: InferResponse, forms: OutputForms) -> Encoded:
     ).encode("utf-8", "surrogateescape")
     if not buffers:
         return Encoded(_JSON_ONLY, (header,))
-    headers = {"Content-Type": BINARY, HEADER_LENGTH: str(len(header))}
-    return Encoded(headers, (header, *buffers))
+    return Encoded(framing.headers(len(header)), (header, *buffers))
 
 
 @lru_cache(1024)
@@ -128,5 +130,13 @@ def system_regions(regions: Sequence[SystemRegion]) -> list[dict[str, Any]]:
             "offset": region.offset,
             "byte_size": region.byte_size,
         }
+        for region in regions
+    ]
+
+
+def cuda_regions(regions: Sequence[CudaRegion]) -> list[dict[str, Any]]:
+    """The answer of the status of GPUs' shared memory."""
+    return [
+        {"name": region.name, "device_id": region.device_id, "byte_size": region.byte_size}
         for region in regions
     ]

@@ -44,6 +44,9 @@ class Forwarding:
         return replace(request, parameters={**request.parameters, **found}) if found else request
 
 
+NOTHING_FORWARDED = Forwarding("")
+
+
 def _check(name: str) -> None:
     if name in RESERVED or name == "headers" or name.startswith("triton_"):
         raise InvalidArgument(

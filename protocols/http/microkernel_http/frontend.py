@@ -2,82 +2,86 @@
 
 from collections.abc import Mapping
 
-import structlog
 from aiohttp import web
 
-from microkernel import MicrokernelError, Port
-from microkernel_http.answers import EndpointCall, error_answer, status_answer
+from microkernel import AccessKeys, Port
+from microkernel_http.answers import EndpointCall, key_answer, method_answer, status_answer
+from microkernel_http.authentication import OPEN, admits
+from microkernel_http.bounds import Bounds
 from microkernel_http.control import Control
+from microkernel_http.cors import Cors
 from microkernel_http.decode import Limits
-from microkernel_http.encode import JSON, TEXT
+from microkernel_http.documentation import Documentation
+from microkernel_http.exchange import Exchange
 from microkernel_http.forwarding import Forwarding
 from microkernel_http.generation import Generation
 from microkernel_http.infer import InferEndpoint
-from microkernel_http.listener import Listener
+from microkernel_http.listener import Listener, Place
+from microkernel_http.openapi import Guards
 from microkernel_http.queries import Queries
 from microkernel_http.restricted import restrictions
-from microkernel_http.routes import Endpoint, find
+from microkernel_http.routes import METHODS, Endpoint, Route, find
+from microkernel_http.served import Served, error_type, forbidden, settled
 from microkernel_http.settings import HttpSettings
 
-_TEXT_ERRORS = frozenset({Endpoint.INFER, Endpoint.LIVE, Endpoint.READY, Endpoint.MODEL_READY})
-"""Triton declares the errors of these as plain text and those of all others as JSON."""
 
-log = structlog.get_logger(__name__)
-
-
-class HttpFrontend:
+class HttpFrontend(Served):
     """Serves the V2 protocol over HTTP."""
 
     def __init__(self, server: Port, settings: HttpSettings) -> None:
         """Raises InvalidArgument naming the flag for settings that cannot be right."""
-        self._allowed = settings.allow_http
+        super().__init__("HTTPService", self._listening(settings), allowed=settings.allow_http)
+        # Where nothing is served, the files do not matter.
+        file = settings.auth_file if settings.allow_http else ""
+        self._keys = AccessKeys.read(file, "--http-auth-file")
+        self._cors = Cors(settings.cors_origin) if settings.cors_origin else None
         self._restrictions = restrictions(settings.restricted_api)
         forwarding = Forwarding(settings.header_forward_pattern)
-        self._listener = Listener(
-            self._handle, settings.address, settings.port, reuse_port=settings.reuse_port
-        )
         limits = Limits(json_size=settings.max_input_size)
+        headers = {endpoint: found.header for endpoint, found in self._restrictions.items()}
+        guards = Guards(headers, keys=bool(self._keys))
         self._endpoints: Mapping[Endpoint, EndpointCall] = {
             Endpoint.INFER: InferEndpoint(server, limits, forwarding),
             **Generation(server, limits).endpoints(),
             **Queries(server).endpoints(),
             **Control(server).endpoints(),
+            **Documentation(server, guards).endpoints(),
         }
 
-    @property
-    def port(self) -> int:
-        """The port of the settings; once started, the one that is bound."""
-        return self._listener.port
-
-    async def start(self) -> str | None:
-        """Listen. Returns the line to log, None when HTTP is switched off. Raises Unavailable
-        naming the address when the port is taken."""
-        if not self._allowed:
-            return None
-        await self._listener.start()
-        return f"Started HTTPService at {self._listener.address}:{self.port}"
-
-    async def stop(self, timeout: float) -> None:
-        """Stop accepting, let the requests in flight finish for at most `timeout` seconds, then
-        close."""
-        await self._listener.stop(timeout)
+    def _listening(self, settings: HttpSettings) -> Listener:
+        tls = settings.tls() if settings.allow_http else None
+        place = Place(settings.address, settings.port, settings.reuse_port, tls)
+        log_each = settings.access_log
+        return Listener(self._handle, place, Bounds.of(settings), access_log=log_each)
 
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        if self._cors is not None and (answer := _across(self._cors, request)) is not None:
+            return answer
+        route = self._enter(request)
+        if isinstance(route, web.Response):
+            return route
+        answering = self._endpoints[route.endpoint](route, request)
+        return await settled(answering, request, error_type(route.endpoint))
+
+    def _enter(self, request: web.BaseRequest) -> Route | web.Response:
+        """The route of a request, or the answer to one that may not pass. Nothing of its body has
+        been read then."""
         route = find(request.method, request.raw_path)
+        is_open = not self._keys or (route is not None and route.endpoint in OPEN)
+        if not is_open and not admits(self._keys, request.headers):
+            return key_answer()
         if route is None:
             return status_answer(404, "Not Found")
-        restriction = self._restrictions.get(route.endpoint)
-        if restriction is not None and not restriction.admits(request.headers):
-            return status_answer(403, restriction.refusal)
-        if not route.allowed:
-            return status_answer(405, "Method Not Allowed")
-        error_type = TEXT if route.endpoint in _TEXT_ERRORS else JSON
-        try:
-            return await self._endpoints[route.endpoint](route, request)
-        except MicrokernelError as error:
-            return error_answer(error, error_type)
-        except ConnectionError:  # the client is gone, nobody waits for an answer
-            raise
-        except Exception:
-            log.exception("request failed unexpectedly", path=request.raw_path)
-            return status_answer(500, "internal error, see the server's log", error_type)
+        refusal = forbidden(self._restrictions, route.endpoint, request.headers)
+        if refusal is not None:
+            return refusal
+        return route if route.allowed else method_answer(METHODS[route.endpoint])
+
+
+def _across(cors: Cors, request: web.BaseRequest) -> web.Response | None:
+    """See to a request from a page of another origin: the answer where a browser only asks whether
+    it may send one, None for any other, whose answer says who may read it."""
+    if isinstance(request, Exchange):
+        request.added = cors.headers(request.headers.get("Origin"))
+    found = cors.preflight(request.method, request.headers)
+    return None if found is None else web.Response(status=204, headers=found)

@@ -22,7 +22,6 @@ from microkernel import (
 from microkernel_http import document
 from microkernel_http.decode import Limits, check_json_size
 from microkernel_http.elements import to_json, to_raw
-from microkernel_http.encode import to_bytes
 from microkernel_http.parameters import custom
 
 _PARAMETERS = "parameters"
@@ -131,8 +130,3 @@ def from_response(response: InferResponse) -> dict[str, Any]:
         elements = to_json(output)
         flat[output.name] = elements[0] if len(elements) == 1 else elements
     return flat
-
-
-def event(answer: Mapping[str, Any]) -> bytes:
-    """An object as a server-sent event. JSON holds no line break, so one line is enough."""
-    return b"data: " + to_bytes(answer) + b"\n\n"

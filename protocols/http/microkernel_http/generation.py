@@ -1,7 +1,7 @@
 """The generate endpoints: a flat JSON object in, and one out, whole or as a stream of events.
 
-A stream carries the status of the model's first response, an error of the model included, which is
-an event; an error from before the model runs is an ordinary JSON error.
+The status is that of the model's first response, an error of the model included, which is an event
+of a stream; an error from before the model runs is an ordinary JSON error.
 """
 
 import asyncio
@@ -9,26 +9,23 @@ from collections.abc import Mapping
 
 from aiohttp import web
 
-from microkernel import (
-    InferRequest,
-    InvalidArgument,
-    MicrokernelError,
-    NotFound,
-    Port,
-    Unavailable,
-    Unsupported,
-)
-from microkernel_http.answers import EndpointCall, json_answer
+from microkernel import InferRequest, InferResponse, InvalidArgument, Port, ResponseStream
+from microkernel_http import traced
+from microkernel_http.answers import EndpointCall, error_answer, json_answer, status_answer
 from microkernel_http.body import LARGE, read
 from microkernel_http.compression import IDENTITY
 from microkernel_http.decode import Limits
-from microkernel_http.generate import event, from_response, to_request
+from microkernel_http.encode import JSON, to_bytes
+from microkernel_http.events import send_events
+from microkernel_http.exchange import identify
+from microkernel_http.generate import from_response, to_request
 from microkernel_http.routes import Endpoint, Route
 from microkernel_http.status import status_of
 
-_EVENTS: Mapping[str, str] = {"Content-Type": "text/event-stream; charset=utf-8"}
-_BEFORE_THE_MODEL = (NotFound, InvalidArgument, Unavailable, Unsupported)
-"""What the server answers to a request that does not reach its model."""
+_NOT_ONE = (
+    "generate expects model to produce exactly 1 response, use generate_stream for a model that "
+    "produces another number of them"
+)
 
 
 class Generation:
@@ -40,34 +37,60 @@ class Generation:
 
     def endpoints(self) -> Mapping[Endpoint, EndpointCall]:
         """What answers each endpoint."""
-        return {Endpoint.GENERATE: self._whole, Endpoint.GENERATE_STREAM: self._stream}
+        return {Endpoint.GENERATE: self._answer, Endpoint.GENERATE_STREAM: self._answer}
 
-    async def _whole(self, route: Route, request: web.BaseRequest) -> web.StreamResponse:
-        decoded = await self._request(route, request)
-        return json_answer(from_response(await self._server.infer(decoded)))
-
-    async def _stream(self, route: Route, request: web.BaseRequest) -> web.StreamResponse:
-        decoded = await self._request(route, request)
-        status = 200
-        try:
-            answer = event(from_response(await self._server.infer(decoded)))
-        except _BEFORE_THE_MODEL:
-            raise
-        except MicrokernelError as error:
-            status, answer = status_of(error), event({"error": str(error)})
-        response = web.StreamResponse(status=status, headers=_EVENTS)
-        await response.prepare(request)
-        await response.write(answer)
-        await response.write_eof()
-        return response
-
-    async def _request(self, route: Route, request: web.BaseRequest) -> InferRequest:
-        version = route.version()
+    async def _answer(self, route: Route, request: web.BaseRequest) -> web.StreamResponse:
+        start, version = traced.now_ns(), route.version()
         if (request.headers.get("Content-Encoding") or IDENTITY) != IDENTITY:
             raise InvalidArgument("Unsupported content-encoding, only 'identity' is supported")
         config = await self._server.model_config(route.model, version)
         body = await read(request)
-        work = (body, config, version, self._limits)
+        end, work = traced.now_ns(), (body, config, version, self._limits)
         if len(body) > LARGE:
-            return await asyncio.to_thread(to_request, *work)
-        return to_request(*work)
+            decoded = await asyncio.to_thread(to_request, *work)
+        else:
+            decoded = to_request(*work)
+        identify(request, decoded.id)
+        trace = await traced.begin(self._server, decoded, request, start, end)
+        if route.endpoint is Endpoint.GENERATE_STREAM:
+            answering = self._many(request, decoded)
+        else:
+            answering = self._single(decoded, decoupled=config.decoupled)
+        if trace is None:
+            return await answering
+        return await traced.finish(self._server, trace, request, answering)
+
+    async def _many(self, request: web.BaseRequest, decoded: InferRequest) -> web.StreamResponse:
+        responses = await self._server.stream(decoded)
+        return await send_events(
+            request, decoded, responses, lambda response: to_bytes(from_response(response))
+        )
+
+    async def _single(self, decoded: InferRequest, *, decoupled: bool) -> web.StreamResponse:
+        if decoupled:
+            return await _only(await self._server.stream(decoded))
+        return json_answer(from_response(await self._server.infer(decoded)))
+
+
+async def _only(responses: ResponseStream) -> web.Response:
+    """The answer of a model that may give any number of responses. Other numbers than one are an
+    error, under the status of the first response, as in Triton."""
+    first: InferResponse | None = None
+    try:
+        async for response in responses:
+            if response.flag_only:
+                continue
+            if first is not None:
+                return status_answer(_status(first), _NOT_ONE, JSON)
+            first = response
+    finally:
+        responses.close()
+    if first is None:
+        return status_answer(200, _NOT_ONE, JSON)
+    if first.error is not None:
+        return error_answer(first.error, JSON)
+    return json_answer(from_response(first))
+
+
+def _status(response: InferResponse) -> int:
+    return 200 if response.error is None else status_of(response.error)

@@ -2,9 +2,13 @@
 
 The type of an error's body follows Triton, which declares JSON once it has found the model and
 starts to read the request, and plain text where the error comes before that or from the model.
+
+Beyond Triton, a client that accepts an event stream gets one, from any model; and a decoupled model
+is served as long as it answers exactly once.
 """
 
 import asyncio
+from concurrent.futures import ThreadPoolExecutor
 
 from aiohttp import web
 
@@ -15,35 +19,50 @@ from microkernel import (
     MicrokernelError,
     NotFound,
     Port,
+    ResponseStream,
     Unsupported,
 )
+from microkernel_http import traced
 from microkernel_http.answers import error_answer, status_answer
 from microkernel_http.body import LARGE, read, send
 from microkernel_http.compression import CODINGS, IDENTITY, PIECE, choose, deflate, inflate
 from microkernel_http.decode import (
     ALL_BINARY,
-    HEADER_LENGTH,
+    ALL_JSON,
     Limits,
     OutputForms,
     decode,
-    header_length,
 )
-from microkernel_http.encode import JSON, Encoded, encode
-from microkernel_http.forwarding import Forwarding
+from microkernel_http.encode import JSON, Buffer, Encoded, encode
+from microkernel_http.events import EVENT_STREAM, send_events, wants_events
+from microkernel_http.exchange import identify
+from microkernel_http.forwarding import NOTHING_FORWARDED, Forwarding
+from microkernel_http.framing import LENGTH_HEADER, Framing
 from microkernel_http.raw import decode_raw
 from microkernel_http.routes import Route
+
+_DECOUPLED = "doesn't support models with decoupled transaction policy"
 
 
 class InferEndpoint:
     """Answers `POST /v2/models/<model>/infer`. The errors it raises are sent as plain text."""
 
-    def __init__(self, server: Port, limits: Limits, forwarding: Forwarding) -> None:
+    def __init__(
+        self,
+        server: Port,
+        limits: Limits,
+        forwarding: Forwarding = NOTHING_FORWARDED,
+        framing: Framing = LENGTH_HEADER,
+    ) -> None:
         self._server = server
         self._limits = limits
         self._forwarding = forwarding
+        self._framing = framing
+        # One at a time, for a parsed text can take thirty times its size.
+        self._large = ThreadPoolExecutor(1, "large-json")
 
     async def __call__(self, route: Route, request: web.BaseRequest) -> web.StreamResponse:
-        version = route.version()
+        start, version = traced.now_ns(), route.version()
         coding = request.headers.get("Content-Encoding", IDENTITY) or IDENTITY
         if coding != IDENTITY and coding not in CODINGS:
             return _unknown_compression()
@@ -52,20 +71,45 @@ class InferEndpoint:
         except MicrokernelError:
             await self._check_model(route.model, version)
             raise
+        end, events = traced.now_ns(), wants_events(request.headers.get("Accept"))
         try:
             decoded, forms = await self._decode(body, length, route.model, version)
             decoded = self._forwarding.onto(decoded, request.raw_headers)
+            if events and length:
+                _check_forms(forms)
         except MicrokernelError as error:
             await self._check_model(route.model, version)
             return error_answer(error, JSON)
+        identify(request, decoded.id)
+        trace = await traced.begin(self._server, decoded, request, start, end)
+        answering = (
+            self._many(request, decoded) if events else self._single(request, decoded, forms)
+        )
+        if trace is None:
+            return await answering
+        return await traced.finish(self._server, trace, request, answering)
+
+    async def _many(self, request: web.BaseRequest, decoded: InferRequest) -> web.StreamResponse:
+        """Answer with an event for each response."""
+        try:
+            responses: ResponseStream = await self._server.stream(decoded)
+        except (InvalidArgument, NotFound, Unsupported) as error:
+            return await self._refused(decoded, error)
+        return await send_events(request, decoded, responses, _as_json)
+
+    async def _single(
+        self, request: web.BaseRequest, decoded: InferRequest, forms: OutputForms
+    ) -> web.StreamResponse:
+        """Answer with the only response."""
         try:
             response = await self._server.infer(decoded)
         except (InvalidArgument, NotFound, Unsupported) as error:
             return await self._refused(decoded, error)
-        encoded = encode(response, forms)
+        encoded = encode(response, forms, self._framing)
         chosen = choose(request.headers.get("Accept-Encoding"))
         if chosen != IDENTITY:
             encoded = await _deflated(response, encoded, chosen)
+        traced.sending(decoded)
         # `response` owns what the buffers show and lives until they are sent.
         return await send(request, encoded.headers, encoded.buffers)
 
@@ -74,11 +118,14 @@ class InferEndpoint:
         body = await read(request)
         if compressed:
             body = await _inflated(body, self._limits.json_size)
-        return body, header_length(request.headers.get(HEADER_LENGTH), len(body))
+        return body, self._framing.json_length(request.headers, len(body))
 
     async def _decode(
         self, body: bytes, length: int, model: str, version: int
     ) -> tuple[InferRequest, OutputForms]:
+        if length > LARGE:
+            loop, work = asyncio.get_running_loop(), (body, length, model, version, self._limits)
+            return await loop.run_in_executor(self._large, decode, *work)
         if length:
             return decode(body, length, model, version, self._limits)
         config = await self._server.model_config(model, version)
@@ -89,6 +136,8 @@ class InferEndpoint:
         is not found is a fault of the request, for Triton looks for it while it reads."""
         if isinstance(error, InvalidArgument):
             return error_answer(error, JSON)
+        if isinstance(error, Unsupported) and str(error).startswith(_DECOUPLED):
+            raise Unsupported(f"HTTP end point {error}")
         await self._check_model(request.model_name, request.version)
         if isinstance(error, NotFound) and (request.shared_inputs or request.shared_outputs):
             return error_answer(error, JSON)
@@ -96,11 +145,19 @@ class InferEndpoint:
 
     async def _check_model(self, model: str, version: int) -> None:
         """Raise what Triton would have raised before it looked at the body."""
-        config = await self._server.model_config(model, version)
-        if config.decoupled:
-            raise Unsupported(
-                "HTTP end point doesn't support models with decoupled transaction policy"
-            )
+        await self._server.model_config(model, version)
+
+
+def _as_json(response: InferResponse) -> Buffer:
+    return encode(response, ALL_JSON).buffers[0]
+
+
+def _check_forms(forms: OutputForms) -> None:
+    if forms.everything or forms.binary:
+        raise InvalidArgument(
+            "outputs in an event stream are JSON: ask for no binary data, or do not accept "
+            f"'{EVENT_STREAM}'"
+        )
 
 
 def _unknown_compression() -> web.Response:

@@ -1,56 +1,44 @@
 """The metrics page on a port of its own."""
 
-import structlog
 from aiohttp import web
 
-from microkernel import MicrokernelError, Port
-from microkernel_http.answers import error_answer, status_answer
+from microkernel import AccessKeys, Port
+from microkernel_http.answers import key_answer, method_answer
+from microkernel_http.authentication import admits
+from microkernel_http.bounds import Bounds
 from microkernel_http.encode import TEXT
-from microkernel_http.listener import Listener
+from microkernel_http.listener import Listener, Place
+from microkernel_http.served import Served, settled
 from microkernel_http.settings import HttpSettings
-
-log = structlog.get_logger(__name__)
 
 _PATHS = frozenset({"/metrics", "/metrics/"})
 _PAGE = {"Content-Type": "text/plain; charset=utf-8"}
 
 
-class MetricsFrontend:
+class MetricsFrontend(Served):
     """Serves `/metrics`. Any other path is an empty page, as in Triton."""
 
     def __init__(self, server: Port, settings: HttpSettings) -> None:
+        """Raises InvalidArgument naming the flag for settings that cannot be right."""
         self._server = server
-        self._allowed = settings.allow_metrics
-        address = settings.metrics_address or settings.address
-        self._listener = Listener(self._handle, address, settings.metrics_port, reuse_port=False)
-
-    @property
-    def port(self) -> int:
-        """The port of the settings; once started, the one that is bound."""
-        return self._listener.port
-
-    async def start(self) -> str | None:
-        """Listen. Returns the line to log, None when metrics are switched off. Raises Unavailable
-        naming the address when the port is taken."""
-        if not self._allowed:
-            return None
-        await self._listener.start()
-        return f"Started Metrics Service at {self._listener.address}:{self.port}"
-
-    async def stop(self, timeout: float) -> None:
-        """Stop accepting, let the requests in flight finish for at most `timeout` seconds, then
-        close."""
-        await self._listener.stop(timeout)
+        allowed = settings.allow_metrics
+        tls = settings.metrics_tls() if allowed else None
+        place = Place(settings.page_address(), settings.metrics_port, tls=tls)
+        listener = Listener(self._handle, place, Bounds.of(settings))
+        super().__init__("Metrics Service", listener, allowed=allowed)
+        file = settings.metrics_auth_file if allowed else ""
+        self._keys = AccessKeys.read(file, "--metrics-auth-file")
 
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        if not admits(self._keys, request.headers):
+            return key_answer()
         if request.method != "GET":
-            return status_answer(405, "Method Not Allowed")
+            return method_answer(["GET"])
         if request.raw_path.partition("?")[0] not in _PATHS:
             return web.Response(headers=_PAGE)
-        try:
-            return web.Response(body=await self._server.metrics(), headers=_PAGE)
-        except MicrokernelError as error:
-            return error_answer(error, TEXT)
-        except Exception:
-            log.exception("the metrics page failed unexpectedly")
-            return status_answer(500, "internal error, see the server's log")
+        return await settled(page(self._server), request, TEXT)
+
+
+async def page(server: Port) -> web.StreamResponse:
+    """The answer that holds the metrics page."""
+    return web.Response(body=await server.metrics(), headers=_PAGE)

@@ -4,9 +4,14 @@ from collections.abc import Mapping
 
 from aiohttp import web
 
-from microkernel import NotFound, Port, config_to_json
+from microkernel import Port, config_to_json
 from microkernel_http.answers import EndpointCall, health_answer, json_answer, status_answer
-from microkernel_http.encode import model_metadata, server_metadata, system_regions
+from microkernel_http.encode import (
+    cuda_regions,
+    model_metadata,
+    server_metadata,
+    system_regions,
+)
 from microkernel_http.routes import Endpoint, Route
 from microkernel_http.statistics import statistics
 
@@ -60,15 +65,4 @@ class Queries:
         if route.kind == "system":
             found = await self._server.system_shared_memory(route.region)
             return json_answer(system_regions(found))
-        if route.region:
-            raise await self._no_cuda_region(route.region)
-        return json_answer([])
-
-    async def _no_cuda_region(self, name: str) -> NotFound:
-        """Without GPUs no region is one of CUDA's, but both kinds share their names."""
-        if any(region.name == name for region in await self._server.system_shared_memory()):
-            return NotFound(
-                f"The region named '{name}' is registered as system shared memory, not as CUDA "
-                "shared memory"
-            )
-        return NotFound(f"Unable to find cuda shared memory region: '{name}'")
+        return json_answer(cuda_regions(await self._server.cuda_shared_memory(route.region)))

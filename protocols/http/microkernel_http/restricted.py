@@ -11,7 +11,9 @@ from microkernel_http.routes import Endpoint
 _FLAG = "--http-restricted-api"
 GROUPS: Mapping[str, frozenset[Endpoint]] = {
     "health": frozenset({Endpoint.LIVE, Endpoint.READY, Endpoint.MODEL_READY}),
-    "metadata": frozenset({Endpoint.SERVER_METADATA, Endpoint.MODEL_METADATA}),
+    "metadata": frozenset(
+        {Endpoint.SERVER_METADATA, Endpoint.MODEL_METADATA, Endpoint.OPENAPI, Endpoint.DOCS}
+    ),
     "inference": frozenset({Endpoint.INFER, Endpoint.GENERATE, Endpoint.GENERATE_STREAM}),
     "shared-memory": frozenset(
         {Endpoint.REGION_STATUS, Endpoint.REGION_REGISTER, Endpoint.REGION_UNREGISTER}
@@ -19,7 +21,7 @@ GROUPS: Mapping[str, frozenset[Endpoint]] = {
     "model-config": frozenset({Endpoint.MODEL_CONFIG}),
     "model-repository": frozenset({Endpoint.REPOSITORY_INDEX, Endpoint.LOAD, Endpoint.UNLOAD}),
     "statistics": frozenset({Endpoint.STATISTICS}),
-    "trace": frozenset(),
+    "trace": frozenset({Endpoint.TRACE}),
     "logging": frozenset({Endpoint.LOGGING}),
 }
 

@@ -2,6 +2,7 @@
 tolerance for a trailing slash; the query string is ignored."""
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum, auto
 from urllib.parse import unquote
@@ -29,6 +30,9 @@ class Endpoint(Enum):
     REGION_REGISTER = auto()
     REGION_UNREGISTER = auto()
     LOGGING = auto()
+    TRACE = auto()
+    OPENAPI = auto()
+    DOCS = auto()
 
 
 @dataclass(slots=True)
@@ -76,8 +80,15 @@ _TABLE = tuple(
         (_REGION + "/register", _POST, Endpoint.REGION_REGISTER),
         (_REGION + "/unregister", _POST, Endpoint.REGION_UNREGISTER),
         ("/v2/logging", _GET | _POST, Endpoint.LOGGING),
+        (r"/v2(?:/models/(?P<model>[^/]+))?/trace/setting", _GET | _POST, Endpoint.TRACE),
+        ("/openapi.json", _GET, Endpoint.OPENAPI),
+        ("/docs", _GET, Endpoint.DOCS),
     )
 )
+METHODS: Mapping[Endpoint, frozenset[str]] = {
+    endpoint: methods for _, methods, endpoint in _TABLE
+}
+"""The methods that suit an endpoint, the same on each of its paths."""
 
 
 def find(method: str, target: str) -> Route | None:

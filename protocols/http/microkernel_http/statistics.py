@@ -3,14 +3,14 @@
 from collections.abc import Sequence
 from typing import Any
 
-from microkernel import Compute, Duration, ModelStatistics, ModelStats
+from microkernel import Compute, Duration, ModelStatistics, ModelStats, ResponseStats
 
 _NONE = Duration()
 
 
 def statistics(models: Sequence[ModelStatistics]) -> dict[str, Any]:
-    """The answer of the statistics routes. What no model of this server has (a cache, decoupled
-    responses, memory reports) is zero or empty."""
+    """The answer of the statistics routes. What no model of this server has (a cache, memory
+    reports) is zero or empty."""
     return {"model_stats": [_model(model) for model in models]}
 
 
@@ -23,7 +23,7 @@ def _model(model: ModelStatistics) -> dict[str, Any]:
         "inference_count": stats.inference_count,
         "execution_count": stats.execution_count,
         "inference_stats": _inferences(stats),
-        "response_stats": {},
+        "response_stats": {key: _responses(entry) for key, entry in stats.responses.items()},
         "batch_stats": [
             {"batch_size": size, **_compute(compute)}
             for size, compute in sorted(stats.batches.items())
@@ -40,6 +40,17 @@ def _inferences(stats: ModelStats) -> dict[str, Any]:
         **_compute(stats.compute),
         "cache_hit": _duration(_NONE),
         "cache_miss": _duration(_NONE),
+    }
+
+
+def _responses(stats: ResponseStats) -> dict[str, Any]:
+    return {
+        "compute_infer": _duration(stats.compute_infer),
+        "compute_output": _duration(stats.compute_output),
+        "success": _duration(stats.success),
+        "fail": _duration(stats.fail),
+        "empty_response": _duration(stats.empty_response),
+        "cancel": _duration(stats.cancel),
     }
 
 

@@ -15,6 +15,11 @@ from microkernel import (
     Unsupported,
 )
 
+
+class TimedOut(MicrokernelError):
+    """The client did not go on with its request."""
+
+
 STATUS: Mapping[type[MicrokernelError], int] = {
     Internal: 500,
     NotFound: 404,
@@ -24,6 +29,7 @@ STATUS: Mapping[type[MicrokernelError], int] = {
     AlreadyExists: 400,
     Cancelled: 400,
     Unknown: 400,
+    TimedOut: 408,
 }
 
 
