@@ -20,7 +20,6 @@ pytestmark = pytest.mark.skipif(
 )
 
 REASONS: dict[str, tuple[int, ...]] = {
-    "traces are not offered in this version": (20, 21, 143, 144, 145, 146),
     "newer versions refuse compressed data that is corrupt": (66,),
     "newer versions have a message of its own for too few elements": (100,),
     "newer versions refuse an output that is named twice": (105,),

@@ -178,7 +178,9 @@ def test_loose_readiness_does_not(
     server = start_server(repositories, *flags, "--load-model=good", "--load-model=misspelt")
     assert server.get("/v2/health/ready").status == 200
     assert server.get("/v2/models/misspelt/ready").status == 400
-    assert server.index().keys() == {"good", "misspelt"}
+    index = server.index()
+    assert {name for name, (state, _) in index.items() if state} == {"good", "misspelt", "twice"}
+    assert index.keys() == {"good", "twice", *BROKEN}
 
 
 def test_a_model_that_fails_ends_the_server_and_is_named(repositories: list[Path]) -> None:
@@ -207,6 +209,15 @@ def test_a_model_that_fails_ends_the_server_and_is_named(repositories: list[Path
             "model 'absent' of --load-model is in no repository",
         ),
         (["--model-repository=nowhere"], "nowhere': No such file or directory"),
+        (
+            ["--http-port=18765", "--metrics-port=18765"],
+            "--http-port and --metrics-port must differ on one address, both are 18765",
+        ),
+        (
+            ["--backend-config=onnxruntime,default-max-batch-size=many"],
+            "--backend-config onnxruntime,default-max-batch-size=many: the value must be of type "
+            "int",
+        ),
     ],
 )
 def test_settings_that_cannot_be(tmp_path: Path, flags: list[str], phrase: str) -> None:
@@ -222,6 +233,10 @@ def test_settings_that_cannot_be(tmp_path: Path, flags: list[str], phrase: str) 
         (["run", "--no-such-flag=1"], "No such option '--no-such-flag'"),
         (["run", "--http-port=many"], "'many' is not a valid integer"),
         (["run", "--model-control-mode=often"], "'often' is not one of"),
+        (["run", "--modle-repository=x"], "--model-repository"),
+        (["run", "--backend-config=python"], "must have the form <backend>,<key>=<value>"),
+        (["run", "--metrics-port=65536"], "'65536' must be from 0 to 65535"),
+        (["run", "--log-file=no/log"], "log_file: cannot write 'no/log': No such file"),
         (["run"], "--model-repository must be given at least once"),
         (["run", "--plugins=absent.toml"], "absent.toml: cannot be read: No such file"),
         (["walk"], "No such command 'walk'"),

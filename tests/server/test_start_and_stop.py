@@ -229,6 +229,55 @@ def test_a_log_for_people(repository: Path) -> None:
     assert "\x1b[" not in text  # no colours where no terminal is
 
 
+def test_a_log_file_is_opened_again_at_sighup(repository: Path, tmp_path: Path) -> None:
+    file, moved = tmp_path / "server.log", tmp_path / "server.log.1"
+    running = launch(repository, f"--log-file={file}", "--http-port=0")
+    try:
+        while not file.exists() or "server started" not in file.read_text():
+            assert running.process.poll() is None
+        file.rename(moved)
+        running.signal(signal.SIGHUP)
+        while not file.exists() or "log file opened again" not in file.read_text():
+            assert running.process.poll() is None
+    finally:
+        assert running.stop() == 0
+    assert running.log.text == ""
+    assert '"stopped"' in file.read_text()
+    assert '"stopped"' not in moved.read_text()
+
+
+SHOUTING = """
+def execute(self, requests):
+    pb_utils.Logger.log_warn("careful")
+    return [answer(Y=read(r, "X")) for r in requests]
+"""
+
+
+def test_lines_of_a_model_name_its_requests(tmp_path: Path) -> None:
+    write_python_model(tmp_path / "models", "slow", CONFIG, SHOUTING)
+    with started(tmp_path / "models") as server:
+        tensor = {"name": "X", "datatype": "INT32", "shape": [1], "data": [7]}
+        document = {"id": "mine", "inputs": [tensor]}
+        assert server.post("/v2/models/slow/infer", json.dumps(document).encode()).status == 200
+        line = server.log.wait("careful")
+    assert (line["model"], line["version"], line["request_ids"]) == ("slow", 1, ["mine"])
+
+
+def test_flags_without_effect_warn_once_each(repository: Path) -> None:
+    flags = ["--http-thread-count=4", "--cache-config=local,size=1048576", "--id=mine"]
+    flags += ["--strict-model-config=true", "--backend-config=tensorflow,version=2"]
+    with started(repository, *flags) as server:
+        assert server.infer("slow", X).status == 200
+        assert server.stop() == 0
+    warnings = [line["event"] for line in server.log.lines if line["level"] == "warning"]
+    assert warnings == [
+        "--cache-config has no effect: responses are not cached",
+        "--strict-model-config is deprecated; write --disable-auto-complete-config",
+        "--http-thread-count has no effect: one event loop serves every connection",
+        "--backend-config tensorflow,version=2 has no effect: there is no backend 'tensorflow'",
+    ]
+
+
 def test_the_log_can_be_quieter(repository: Path) -> None:
     flags = ["--log-info=false", "--load-model=absent", "--model-control-mode=explicit"]
     running = launch(repository, *flags)
@@ -243,7 +292,7 @@ def test_only_the_models_named_are_loaded(
         write_python_model(tmp_path / "models", name, CONFIG, BODY)
     flags = ["--model-control-mode=explicit", "--load-model=one", "--load-model", "three"]
     server = start_server(tmp_path / "models", *flags)
-    assert server.index() == {"one": ("READY", ""), "three": ("READY", "")}
+    assert server.index() == {"one": ("READY", ""), "three": ("READY", ""), "two": ("", "")}
     assert server.get("/v2/health/ready").status == 200
     found = server.infer("two", X)
     assert (found.status, found.error) == (
@@ -256,7 +305,7 @@ def test_explicit_mode_without_names_loads_nothing(
     repository: Path, start_server: Callable[..., Running]
 ) -> None:
     server = start_server(repository, "--model-control-mode=explicit")
-    assert server.index() == {}
+    assert {state for state, _ in server.index().values()} == {""}
     assert server.get("/v2/health/ready").status == 200
 
 
