@@ -168,6 +168,8 @@ def _forward_standard_logging() -> None:
     root = logging.getLogger()
     root.handlers[:] = [_Forward()]
     root.setLevel(logging.WARNING)
+    # What models of thread workers say belongs to the log as that of process workers does.
+    logging.getLogger("microkernel").setLevel(logging.DEBUG)
 
 
 def table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:

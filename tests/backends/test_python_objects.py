@@ -286,13 +286,13 @@ def test_the_native_module_says_what_it_lacks() -> None:
         "sys.path.append(str(source._STUB))\n"
         "import c_python_backend_utils as c\n"
         "c.MemoryType.TRITONSERVER_MEMORY_CPU, c.InferenceTrace\n"
-        "for name in ('MetricKind', 'nonsense'):\n"
+        "for name in ('shared_memory', 'nonsense'):\n"
         "    try: getattr(c, name)\n"
         "    except AttributeError as error: print(error)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.stdout.splitlines() == [
-        "'c_python_backend_utils.MetricKind' is not offered by this version of the server",
+        "'c_python_backend_utils.shared_memory' is not offered by this version of the server",
         "'c_python_backend_utils.nonsense' does not exist",
     ]
 

@@ -1,6 +1,7 @@
 """The worker's end of the metrics that models declare, against the very books of the page."""
 
 import gc
+import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -203,7 +204,7 @@ def test_who_waits_when_the_worker_ends_is_told() -> None:
 def test_a_forked_process_has_no_metrics(monkeypatch: pytest.MonkeyPatch, server: Server) -> None:
     family = MetricFamily("g", "", "gauge")
     metric = family.metric()
-    monkeypatch.setattr(desk.os, "getpid", lambda: -1)
+    monkeypatch.setattr(os, "getpid", lambda: -1)
     with pytest.raises(Unsupported, match="forked"):
         metric.set(1)
     with pytest.raises(Unsupported, match="forked"):
@@ -223,3 +224,48 @@ def test_outside_a_worker_there_is_no_page() -> None:
     thread.start()
     thread.join()
     assert "in a worker of a server" in str(thread_error[0])
+
+
+def message(**parts: Any) -> dict[str, Any]:
+    return {"posts": [], **parts}
+
+
+@pytest.mark.parametrize(
+    "document",
+    [None, 1, "posts", [], {}, {"posts": 1}, {"posts": {}}, message(posts=[None, 1, "do", {}])],
+)
+def test_a_message_that_makes_no_sense_is_dropped(document: object) -> None:
+    assert CustomMetrics(()).attend("worker", document) is None
+
+
+@pytest.mark.parametrize(
+    "order",
+    [
+        {"do": "merge", "series": 2, "counts": [1], "total": 1},
+        {"do": "merge", "series": 2, "counts": [1, -1], "total": 1},
+        {"do": "merge", "series": 2, "counts": [1, True], "total": 1},
+        {"do": "merge", "series": 2, "counts": [1, 1.5], "total": 1},
+        {"do": "merge", "series": 2, "counts": [1, 1], "total": 10**400},
+        {"do": "merge", "series": 2, "counts": 2, "total": 1},
+        {"do": "merge", "series": 2, "counts": [1, 1]},
+        {"do": "merge", "series": 1, "counts": [1, 1], "total": 1},
+        {"do": "series", "family": 1, "labels": [], "buckets": [1]},
+        {"do": "series", "family": 1, "labels": None, "buckets": [1]},
+    ],
+)
+def test_an_order_that_makes_no_sense_is_answered(order: dict[str, Any]) -> None:
+    books = CustomMetrics(())
+    books.series("worker", books.declare("worker", "h", "", "histogram"), {}, [1])
+    before = books.text()
+    answer = books.attend("worker", message(ask=order, ticket=7))
+    assert answer is not None
+    assert (answer["ticket"], answer["error"][0]) == (7, InvalidArgument.code)
+    assert books.text() == before
+
+
+def test_the_answer_to_a_post_in_place_of_a_question_is_empty() -> None:
+    books = CustomMetrics(())
+    number = books.series("worker", books.declare("worker", "g", "", "gauge"), {})
+    order = {"do": "set", "series": number, "to": 2}
+    assert books.attend("worker", message(ask=order, ticket=1)) == {"ticket": 1}
+    assert "g 2\n" in books.text()

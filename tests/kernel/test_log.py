@@ -185,6 +185,15 @@ def test_libraries_are_quiet_below_warning() -> None:
     assert out.getvalue() == ""
 
 
+def test_a_model_in_a_thread_is_heard() -> None:
+    out = io.StringIO()
+    configure(ServerSettings(log_format="json"), out)
+    logging.getLogger("microkernel.model").info("loaded %d words", 3)
+    logging.getLogger("microkernel.model").debug("not unless verbose")
+    (line,) = lines(out)
+    assert json.loads(line)["event"] == "loaded 3 words"
+
+
 def test_columns_are_aligned() -> None:
     assert table(("a", "bb"), [("long", "x"), ("b", "")]).splitlines() == [
         "a     bb",

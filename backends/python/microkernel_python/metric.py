@@ -3,7 +3,6 @@
 import enum
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import cast
 
 import microkernel
 from microkernel import MicrokernelError
@@ -67,7 +66,7 @@ class MetricFamily:
         """Raises TypeError for arguments of another type, and TritonModelException for a name that
         cannot be one, or belongs to the server or to a family of another kind."""
         about = text(description, "description")
-        word = cast("microkernel.MetricKind", instance_of(kind, MetricKind, "kind").value)
+        word: microkernel.MetricKind = instance_of(kind, MetricKind, "kind").value
         with _as_triton():
             self._family = microkernel.MetricFamily(text(name, "name"), about, word)
 

@@ -8,6 +8,10 @@ from microkernel import TlsFiles
 from microkernel_grpc.encode import MAX_MESSAGE
 from microkernel_grpc.settings import LEVELS, GrpcSettings
 
+# From 1000 calls on that it has not handed over yet gRPC would answer some of them, whoever has made
+# them, with CANCELLED: a burst of clients would do.
+_MOST_WAITING = 1 << 14
+
 
 def channel_options(settings: GrpcSettings) -> list[tuple[str, int]]:
     """The arguments of the server's channels.
@@ -18,6 +22,8 @@ def channel_options(settings: GrpcSettings) -> list[tuple[str, int]]:
     options = {
         "grpc.max_receive_message_length": MAX_MESSAGE,
         "grpc.max_send_message_length": MAX_MESSAGE,
+        "grpc.server.max_pending_requests": _MOST_WAITING,
+        "grpc.server.max_pending_requests_hard_limit": _MOST_WAITING,
         "grpc.so_reuseport": int(settings.reuse_port),
         "grpc.keepalive_time_ms": settings.keepalive_time,
         "grpc.keepalive_timeout_ms": settings.keepalive_timeout,

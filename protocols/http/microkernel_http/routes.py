@@ -85,9 +85,7 @@ _TABLE = tuple(
         ("/docs", _GET, Endpoint.DOCS),
     )
 )
-METHODS: Mapping[Endpoint, frozenset[str]] = {
-    endpoint: methods for _, methods, endpoint in _TABLE
-}
+METHODS: Mapping[Endpoint, frozenset[str]] = {endpoint: methods for _, methods, endpoint in _TABLE}
 """The methods that suit an endpoint, the same on each of its paths."""
 
 

@@ -14,9 +14,7 @@ from microkernel_python.response import InferenceResponse, TritonError
 from microkernel_python.sender import InferenceResponseSender
 from microkernel_python.tensor import Tensor
 
-_MISSING = (
-    *("ResponseIterator", "is_model_ready", "load_model", "shared_memory", "unload_model"),
-)
+_MISSING = ("ResponseIterator", "is_model_ready", "load_model", "shared_memory", "unload_model")
 
 
 def __getattr__(name: str) -> Any:
