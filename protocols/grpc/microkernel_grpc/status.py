@@ -44,8 +44,9 @@ def status_of(error: MicrokernelError) -> Any:
 
 
 def details_of(error: MicrokernelError) -> str:
-    """The message of an error, cut to what a client can receive."""
-    text = error_text(error)
+    """The message of an error, cut to what a client can receive. It may quote what a client has
+    sent, of any length, and to encode that only to find it too long would take its time."""
+    text = error_text(error)[:_MAX_ENCODED]
     while len(quote(text)) > _MAX_ENCODED:
         text = text[: len(text) * 3 // 4]
     return text

@@ -8,9 +8,9 @@ from microkernel import TlsFiles
 from microkernel_grpc.encode import MAX_MESSAGE
 from microkernel_grpc.settings import LEVELS, GrpcSettings
 
-# From 1000 calls on that it has not handed over yet gRPC would answer some of them, whoever has made
-# them, with CANCELLED: a burst of clients would do.
-_MOST_WAITING = 1 << 14
+# Once 1000 calls wait to be handed over, gRPC answers some with CANCELLED, whoever has made them, and
+# a burst of requests is enough for that. A call that waits takes some 30 KB.
+_MOST_WAITING = 1 << 13
 
 
 def channel_options(settings: GrpcSettings) -> list[tuple[str, int]]:

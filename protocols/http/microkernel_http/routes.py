@@ -4,13 +4,13 @@ tolerance for a trailing slash; the query string is ignored."""
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from enum import Enum, auto
+from enum import IntEnum, auto
 from urllib.parse import unquote
 
 from microkernel import parse_version
 
 
-class Endpoint(Enum):
+class Endpoint(IntEnum):
     """What can be asked for."""
 
     INFER = auto()
