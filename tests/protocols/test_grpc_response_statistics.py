@@ -4,8 +4,8 @@ import pytest
 
 pytest.importorskip("grpc", reason="the extra 'grpc' is missing")
 
-from microkernel import Duration, ModelStatistics, ModelStats, ResponseStats  # noqa: E402
-from microkernel_grpc.statistics import model_statistics  # noqa: E402
+from microkernel import Duration, ModelStatistics, ModelStats, ResponseStats
+from microkernel_grpc.statistics import model_statistics
 
 
 def test_every_position_has_its_durations() -> None:

@@ -35,10 +35,12 @@ async def serving(server: FakeServer, **settings: Any) -> AsyncIterator[int]:
     await frontend.stop(5)
 
 
-def test_the_defaults_of_a_connection_are_those_of_grpc() -> None:
+def test_the_defaults_of_a_connection() -> None:
     assert dict(channel_options(GrpcSettings())) == {
         "grpc.max_receive_message_length": 2147483647,
         "grpc.max_send_message_length": 2147483647,
+        "grpc.server.max_pending_requests": 8192,
+        "grpc.server.max_pending_requests_hard_limit": 8192,
         "grpc.so_reuseport": 0,
         "grpc.keepalive_time_ms": 7200000,
         "grpc.keepalive_timeout_ms": 20000,

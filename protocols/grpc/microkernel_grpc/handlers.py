@@ -110,6 +110,8 @@ def _behaviour(name: str, work: _Work, checks: Sequence[_Check], *, reads_metada
         except Exception:
             log.exception("call failed unexpectedly", rpc=name, **_subject(name, request))
             code, details = grpc.StatusCode.INTERNAL, "internal error, see the server's log"
+        # gRPC keeps what abort raises, and so this frame, until garbage is collected.
+        request = None
         await context.abort(code, details)
         raise AssertionError  # abort has raised
 

@@ -8,8 +8,8 @@ from microkernel import TlsFiles
 from microkernel_grpc.encode import MAX_MESSAGE
 from microkernel_grpc.settings import LEVELS, GrpcSettings
 
-# Once 1000 calls wait to be handed over, gRPC answers some with CANCELLED, whoever has made them, and
-# a burst of requests is enough for that. A call that waits takes some 30 KB.
+# Once 1000 calls wait to be handed over, gRPC answers some with CANCELLED, whoever has made them,
+# and a burst of requests is enough for that. A call that waits takes some 30 KB.
 _MOST_WAITING = 1 << 13
 
 
