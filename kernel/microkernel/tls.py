@@ -56,6 +56,8 @@ class TlsFiles:
 
     def _context(self) -> ssl.SSLContext:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        # What Python takes by default depends on who built it.
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
         try:
             context.load_cert_chain(self.certificate, self.key, password="")  # never ask for one
         except ssl.SSLError as error:

@@ -82,8 +82,10 @@ def execute(self, requests):
 
 @contextmanager
 def own_log() -> Iterator[None]:
-    """The set-up of structlog, which a server changes, as it was before."""
+    """As in a program that has not set up structlog, which a server then does; afterwards it is
+    set up as before."""
     before = structlog.get_config() if structlog.is_configured() else None
+    structlog.reset_defaults()
     yield
     structlog.reset_defaults()
     if before is not None:
