@@ -10,7 +10,7 @@ EXAMPLES := examples/prepare.py examples/minilm.py $(shell find examples/reposit
 CONFIG := kernel/microkernel/config
 GRPC := protocols/grpc/microkernel_grpc
 
-.PHONY: serve test lint test-slow bench proto clean
+.PHONY: serve test lint test-slow fuzz bench proto clean
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 
@@ -27,9 +27,14 @@ lint: $(VENV)/dev.stamp
 	$(PY) -m mypy examples/*.py
 	$(VENV)/bin/lint-imports
 
+# SOAK_SECONDS says how long the soak test takes, ten minutes by default.
 # pytest answers 5 where no test is marked slow.
 test-slow: $(VENV)/dev.stamp
 	$(PY) -m pytest -m slow || [ $$? -eq 5 ]
+
+# FUZZ_SECONDS says how long in all, ten minutes by default; inputs with faults go to fuzz-findings.
+fuzz: $(VENV)/dev.stamp
+	$(PY) tests/fuzz/run_fuzzers.py
 
 bench: $(VENV)/dev.stamp
 	$(PY) -m benchmarks
@@ -41,7 +46,7 @@ proto: $(VENV)/dev.stamp
 		--descriptor_set_out=$(GRPC)/grpc_service.binpb grpc_service.proto health.proto
 
 clean:
-	rm -rf $(VENV) $(MODELS) build dist .coverage .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(MODELS) build dist fuzz-findings .coverage .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 
 $(VENV)/pip.stamp:
 	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else \

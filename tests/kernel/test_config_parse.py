@@ -180,7 +180,7 @@ RANGES = {
     FieldDescriptor.TYPE_BOOL: st.booleans(),
     FieldDescriptor.TYPE_STRING: st.text(st.characters(codec="utf-8"), max_size=6),
     FieldDescriptor.TYPE_DOUBLE: st.floats(allow_nan=False),
-    FieldDescriptor.TYPE_FLOAT: st.floats(allow_nan=False, width=32).map(
+    FieldDescriptor.TYPE_FLOAT: st.floats(-(2.0**127), 2.0**127, width=32).map(
         lambda value: float(str(np.float32(value)))
     ),
 }

@@ -7,11 +7,12 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.descriptor_pb2 import FileDescriptorSet
 
-from microkernel.config.codec import enum_words, schema
+from microkernel.config.codec import enum_words, numbers, schema
 from microkernel.config.model import ModelConfig
 from microkernel.config.proto import config_message
 
@@ -40,6 +41,15 @@ def of_field(field: FieldDescriptor) -> str:
     if field.is_repeated:
         return f"repeated {kind}"
     return f"optional {kind}" if message is not None or field.containing_oneof else kind
+
+
+NUMBERS: dict[int, range | float] = {
+    FieldDescriptor.CPPTYPE_INT32: range(-(2**31), 2**31),
+    FieldDescriptor.CPPTYPE_INT64: range(-(2**63), 2**63),
+    FieldDescriptor.CPPTYPE_UINT32: range(2**32),
+    FieldDescriptor.CPPTYPE_UINT64: range(2**64),
+    FieldDescriptor.CPPTYPE_FLOAT: float(np.finfo(np.float32).max),
+}
 
 
 def of_hint(hint: Any) -> str:
@@ -107,6 +117,18 @@ def test_words_and_defaults_are_those_of_the_message(kind: Any, message: Descrip
         assert words == tuple(value.name for value in values)
         assert [value.number for value in values] == list(range(len(values)))
         assert member.default == values[0].name
+
+
+@pytest.mark.parametrize(("kind", "message"), PAIRS)
+def test_numbers_are_those_that_the_message_can_hold(kind: Any, message: Descriptor) -> None:
+    for field in message.fields:
+        below = field.message_type
+        told = field
+        if below is not None and below.GetOptions().map_entry:
+            told = below.fields_by_name["key"]
+        if told.cpp_type in NUMBERS:
+            member = schema(kind)[field.name][0]
+            assert numbers(kind, member.name) == NUMBERS[told.cpp_type], field.name
 
 
 @pytest.mark.parametrize(("kind", "message"), PAIRS)

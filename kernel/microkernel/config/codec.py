@@ -41,7 +41,33 @@ index."""
 
 
 _INTEGER = re.compile(r"-?[0-9]{1,20}")
-_INTEGERS = range(-(2**63), 2**64)
+_INT32, _UINT32 = range(-(2**31), 2**31), range(2**32)
+_INT64, _UINT64 = range(-(2**63), 2**63), range(2**64)
+_WIDE: Mapping[str, range] = {
+    **dict.fromkeys(("versions", "dims", "shape", "dim", "device_id", "model_version"), _INT64),
+    **dict.fromkeys(
+        (
+            *("max_queue_delay_microseconds", "default_timeout_microseconds"),
+            *("max_sequence_idle_microseconds", "priority_levels", "default_priority_level"),
+            "priority_queue_policy",
+        ),
+        _UINT64,
+    ),
+    **dict.fromkeys(
+        (
+            *("num_versions", "max_queue_size", "max_inflight_requests", "ModelWarmup.count"),
+            *("ModelWarmup.batch_size", "Resource.count", "RateLimiter.priority"),
+            "gather_kernel_buffer_threshold",
+        ),
+        _UINT32,
+    ),
+}
+"""The numbers that an integer may be, by field name or by class and field name; those of 32 bits
+with a sign where it is not named. A map's are those of its keys."""
+_FLOAT32 = float.fromhex("0x1.fffffep+127")
+_LARGEST: Mapping[str, float] = {"fp32_false_true": _FLOAT32, "minimum_slot_utilization": _FLOAT32}
+"""The largest number that a floating-point field may be, where it has 32 bits."""
+_Allowed: typing.TypeAlias = tuple[str, ...] | range | float
 _UNPRINTABLE = re.compile(r'[\x00-\x1f\x7f"\\]')
 
 
@@ -50,6 +76,13 @@ def enum_words(message: type[object], field: str) -> tuple[str, ...]:
     if (message.__name__, field) == ("RateLimiter", "priority"):
         return ()
     return _ENUMS.get(f"{message.__name__}.{field}", _ENUMS.get(field, ()))
+
+
+def numbers(message: type[object], field: str) -> range | float:
+    """The integers that a field may hold, or the largest floating-point number where it has 32
+    bits; as in the protobuf message, for what is beyond could not be told to a client."""
+    wide = _WIDE.get(f"{message.__name__}.{field}", _WIDE.get(field, _INT32))
+    return _LARGEST.get(field, wide)
 
 
 def wire_name(field: "Field[Any]") -> str:
@@ -100,28 +133,32 @@ def _message(message: type, value: object, path: str) -> Any:
         if name not in known:
             raise InvalidArgument(f"unknown field '{where}' in model configuration")
         field, kind = known[name]
-        members[field.name] = _value(kind, entry, where, enum_words(message, field.name))
+        allowed = enum_words(message, field.name) or numbers(message, field.name)
+        members[field.name] = _value(kind, entry, where, allowed)
     return message(**members)
 
 
-def _value(kind: Any, value: object, path: str, words: tuple[str, ...]) -> Any:
+def _value(kind: Any, value: object, path: str, allowed: _Allowed) -> Any:
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin in (types.UnionType, typing.Union):
-        return None if value is None else _value(arguments[0], value, path, words)
+        return None if value is None else _value(arguments[0], value, path, allowed)
     if origin is tuple:
         if not isinstance(value, list | tuple):
             raise InvalidArgument(f"'{path}' must be an array, got {value!r}")
-        return tuple(_value(arguments[0], v, f"{path}[{i}]", words) for i, v in enumerate(value))
+        return tuple(_value(arguments[0], v, f"{path}[{i}]", allowed) for i, v in enumerate(value))
     if origin is not None:
         if not isinstance(value, Mapping):
             raise InvalidArgument(f"'{path}' must be an object, got {value!r}")
         key, entry = arguments
         return {
-            _scalar(key, k, path): _value(entry, v, f"{path}[{k}]", ()) for k, v in value.items()
+            _value(key, k, path, allowed): _value(entry, v, f"{path}[{k}]", allowed)
+            for k, v in value.items()
         }
     if is_dataclass(kind):
         return _message(typing.cast("type", kind), value, path)
-    return _word(value, path, words) if words else _scalar(kind, value, path)
+    if isinstance(allowed, tuple):
+        return _word(value, path, allowed)
+    return _scalar(kind, value, path, allowed)
 
 
 def _word(value: object, path: str, words: tuple[str, ...]) -> str:
@@ -132,15 +169,18 @@ def _word(value: object, path: str, words: tuple[str, ...]) -> str:
     raise InvalidArgument(f"'{path}' must be one of {', '.join(words)}, got {value!r}")
 
 
-def _scalar(kind: type, value: object, path: str) -> Any:
+def _scalar(kind: type, value: object, path: str, allowed: range | float) -> Any:
     if kind is int and isinstance(value, str) and _INTEGER.fullmatch(value):
         value = int(value)
-    if type(value) is int and value not in _INTEGERS:
-        raise InvalidArgument(f"'{path}' must fit 64 bits, got {value}")
-    if kind is float and type(value) is int:
-        return float(value)
+    if kind is float and type(value) is int and (value in _INT64 or value in _UINT64):
+        value = float(value)
     if type(value) is not kind:
         raise InvalidArgument(f"'{path}' must be of type {kind.__name__}, got {value!r}")
+    if type(value) is int and isinstance(allowed, range) and value not in allowed:
+        raise InvalidArgument(f"'{path}' must be from {allowed[0]} to {allowed[-1]}, got {value}")
+    # A NaN is not below anything either.
+    if isinstance(allowed, float) and isinstance(value, float) and not abs(value) <= allowed:
+        raise InvalidArgument(f"'{path}' must be a number of 32 bits, got {value}")
     if isinstance(value, str) and any("\ud800" <= c <= "\udfff" for c in value):
         raise InvalidArgument(f"'{path}' is not valid Unicode text: {value!r}")
     return value

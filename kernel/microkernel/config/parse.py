@@ -32,7 +32,7 @@ def parse_text(text: str, source: str) -> ModelConfig:
         raise InvalidArgument(
             f"failed to read text proto from {source}: {_explain(error, text)}"
         ) from None
-    except InvalidArgument as error:
+    except (InvalidArgument, ValueError) as error:  # a number beyond those of any enumeration
         raise InvalidArgument(f"failed to read text proto from {source}: {error}") from None
 
 
