@@ -60,6 +60,13 @@ def test_a_file_of_a_load_request_has_no_null_byte_in_its_path(path: str) -> Non
         Unpacked("m", {path: b""})
 
 
+@pytest.mark.timeout(20)
+def test_a_file_of_a_load_request_has_no_endless_path() -> None:
+    with pytest.raises(InvalidArgument, match="its path has 2000000 characters, the most is 1024"):
+        Unpacked("m", {"a/" * 1_000_000: b""})
+    Unpacked("m", {"a/" * 400 + "b": b""}).close()
+
+
 def test_a_number_beyond_those_of_any_enumeration_is_a_fault_of_the_configuration() -> None:
     text = "instance_group { kind: 99999999999 }"
     with pytest.raises(InvalidArgument, match=r"failed to read text proto from here: .*9999"):

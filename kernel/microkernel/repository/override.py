@@ -9,6 +9,9 @@ from microkernel.config.codec import config_from_json
 from microkernel.config.model import ModelConfig
 from microkernel.errors import InvalidArgument
 
+LONGEST_PATH = 1024
+"""The most characters of a file's path below its model's directory."""
+
 
 @dataclass(frozen=True, slots=True)
 class Override:
@@ -49,6 +52,11 @@ class Unpacked:
             raise
 
     def _write(self, path: str, content: bytes) -> None:
+        if len(path) > LONGEST_PATH:  # to resolve it takes a time that is quadratic in its length
+            raise InvalidArgument(
+                f"file override '{path[:64]}...' cannot be written: its path has {len(path)} "
+                f"characters, the most is {LONGEST_PATH}"
+            )
         if "\0" in path:
             raise InvalidArgument(f"file override {path!r} cannot be written: it holds a null byte")
         target = (self.directory / path).resolve()
