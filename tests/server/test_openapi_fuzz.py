@@ -22,7 +22,7 @@ from schemathesis.specs.openapi.checks import (  # noqa: E402
     status_code_conformance,
 )
 
-SHORT, LONG = 3, 150
+SHORT, LONG = 3, 40
 """Examples of each operation and way to make them."""
 FLAGS = ("--allow-client-shm=true",)
 EVENTS = "text/event-stream"
@@ -76,7 +76,9 @@ def check(operation: Any, case: Any) -> int:
         assert str(answer.status_code) in documented, (answer.status_code, answer.text)
     assert UNEXPECTED not in answer.text
     events = answer.headers["content-type"][0].startswith(EVENTS)
-    case.validate_response(answer, checks=CHECKS[:-1] if events else CHECKS)
+    # As Triton's, answers hold numbers that JSON has no word for, which schemathesis reads as null.
+    odd = any(word in answer.content for word in (b"Infinity", b"NaN"))
+    case.validate_response(answer, checks=CHECKS[:-1] if events or odd else CHECKS)
     if events:
         check_events(answer.content.decode())
     return int(answer.status_code)
@@ -100,6 +102,7 @@ def try_operation(operation: Any, mode: Any, examples: int) -> None:
         max_examples=examples,
         deadline=None,
         database=None,
+        derandomize=True,
         suppress_health_check=list(HealthCheck),
     )
     @given(case=operation.as_strategy(generation_mode=mode))
