@@ -336,7 +336,7 @@ def test_a_stream_of_large_faults(victim: Victim, compression: str) -> None:
     def attack() -> None:
         with grpc_stub(victim.server) as (stub, messages):
             request = messages.ModelInferRequest(model_name=MODEL, id="x")
-            given("INT32", [1, 3], bytes(16 << 20))(request)
+            given("INT32", [1, 3], bytes(8 << 20))(request)
             how = getattr(grpc.Compression, compression)
             sent = iter([request] * 8)
             answers = list(stub.ModelStreamInfer(sent, timeout=PATIENCE, compression=how))
