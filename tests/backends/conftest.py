@@ -1,5 +1,7 @@
 """What every test of a backend starts from: a batch, laid out in memory as the kernel lays it."""
 
+import sys
+import textwrap
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +21,12 @@ from microkernel import (
     Placement,
     Tensor,
 )
+from microkernel_python.backend import PythonBackend
+from microkernel_python.instance import PythonInstance
+
+sys.path.append(str(Path(__file__).parent / "support"))
+
+from decoupled_models import CONFIG, HEAD, LIMIT, Start, model_module  # found by the path above
 
 Inputs = Mapping[str, np.ndarray[Any, Any]]
 
@@ -146,3 +154,37 @@ def serve_module(host: Callable[..., Served]) -> Callable[..., Served]:
         return host(backend.load(backend.complete(config, files), files), threads)
 
     return serve
+
+
+@pytest.fixture(autouse=True)
+def _own_interpreter_state() -> Iterator[None]:
+    """A model's process is its own; here the next test gets the interpreter as it was."""
+    path, modules = list(sys.path), set(sys.modules)
+    yield
+    sys.path[:] = path
+    for name in set(sys.modules) - modules:
+        if name.split(".", 1)[0] == "1" or name == "triton_python_backend_utils":
+            del sys.modules[name]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    """`start(body, config, asynchronous)`: an instance of a model whose `execute` has this body.
+    Its threads are at an end when the test is."""
+    made: list[PythonInstance] = []
+
+    def make(body: str, config: ModelConfig = CONFIG, asynchronous: bool = False) -> PythonInstance:
+        folder = tmp_path / "m" / "1"
+        folder.mkdir(parents=True)
+        lines = textwrap.indent(textwrap.dedent(body).strip(), " " * 8)
+        head = "class TritonPythonModel:\n    " + "async " * asynchronous
+        (folder / "model.py").write_text(f"{HEAD}{head}def execute(self, requests):\n{lines}\n")
+        made.append(PythonBackend().load(config, folder).instance(Placement("m_0_0", "KIND_CPU")))
+        return made[-1]
+
+    yield make
+    if made:
+        model_module().GO.set()
+        for thread in model_module().THREADS:
+            thread.join(LIMIT)
+        made[0].close()

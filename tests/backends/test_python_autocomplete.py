@@ -2,7 +2,6 @@
 
 import json
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,17 +32,6 @@ FILLED = ModelConfig(
     output=(ModelOutput("Y", "TYPE_INT32", dims=(16,)),),
     model_transaction_policy=TransactionPolicy(decoupled=False),
 )
-
-
-@pytest.fixture(autouse=True)
-def _own_interpreter_state() -> Iterator[None]:
-    """A model's process is its own; here the next test gets the interpreter as it was."""
-    path, modules = list(sys.path), set(sys.modules)
-    yield
-    sys.path[:] = path
-    for name in set(sys.modules) - modules:
-        if name.split(".", 1)[0] == "1" or name == "triton_python_backend_utils":
-            del sys.modules[name]
 
 
 def completion(config: ModelConfig) -> Completion:

@@ -1,157 +1,38 @@
 """Decoupled Python models whose requests end badly, late or never, and asynchronous ones."""
 
 import gc
-import sys
-import textwrap
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
+from decoupled_models import (
+    CONFIG,
+    LIMIT,
+    Answers,
+    Client,
+    Start,
+    batch_of,
+    model_module,
+    stream,
+)
 
 from microkernel import (
-    Batch,
-    InferRequest,
-    InferResponse,
     Internal,
     InvalidArgument,
     MicrokernelError,
-    ModelConfig,
-    ModelInput,
-    ModelOutput,
     Outcome,
     Placement,
-    Tensor,
-    TransactionPolicy,
 )
 from microkernel_python.backend import PythonBackend
-from microkernel_python.instance import PythonInstance
 
-LIMIT = 60
-"""Seconds after which what a test waits for is given up."""
-CONFIG = ModelConfig(
-    name="m",
-    backend="python",
-    max_batch_size=8,
-    input=(ModelInput("IN", "TYPE_INT32", dims=(1,)),),
-    output=(ModelOutput("OUT", "TYPE_INT32", dims=(1,)),),
-    model_transaction_policy=TransactionPolicy(decoupled=True),
-)
-HEAD = """
-import asyncio
-import threading
-import numpy as np
-import triton_python_backend_utils as pb_utils
-FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
-GO = threading.Event()
-THREADS = []
-KEPT = []
-ERRORS = []
-def number(request):
-    return int(request.inputs()[0].as_numpy()[0, 0])
-def answer(value):
-    return pb_utils.InferenceResponse([pb_utils.Tensor("OUT", np.array([[value]], np.int32))])
-def spawn(work, *args):
-    THREADS.append(threading.Thread(target=work, args=args))
-    THREADS[-1].start()
-"""
 FAILED = "Failed to process the request(s) for model 'm_0_0', message: "
 DROPPED = (
     f"{FAILED}the model let go of the request and its response sender without sending "
     "TRITONSERVER_RESPONSE_COMPLETE_FINAL"
 )
 CLOSED = "Unable to send response. Response sender has been closed."
-Start = Callable[[str], PythonInstance]
-Answers = list[int | str | None]
-
-
-class Client:
-    """A sender of the kernel that keeps what it is given: numbers, texts of errors, and None for
-    a final flag alone. Its data is read at once, as the kernel does."""
-
-    def __init__(self) -> None:
-        self.answers: Answers = []
-        self.responses: list[Outcome | None] = []
-        self.ended = threading.Event()
-        self.gone = False
-
-    def send(self, response: Outcome | None, *, final: bool) -> None:
-        if self.ended.is_set():
-            raise InvalidArgument("the final response was sent")
-        self.responses.append(response)
-        if isinstance(response, InferResponse) and response.outputs:
-            self.answers.append(int(response.outputs[0].as_numpy().flat[0]))
-        else:
-            self.answers.append(str(response) if isinstance(response, Exception) else None)
-        if final:
-            self.ended.set()
-
-    def cancelled(self) -> bool:
-        return self.gone
-
-    def all(self) -> Answers:
-        """What came, when the final response has."""
-        assert self.ended.wait(LIMIT)
-        return self.answers
-
-
-@pytest.fixture(autouse=True)
-def _own_interpreter_state() -> Iterator[None]:
-    """A model's process is its own; here the next test gets the interpreter as it was."""
-    path, modules = list(sys.path), set(sys.modules)
-    yield
-    sys.path[:] = path
-    for name in set(sys.modules) - modules:
-        if name.split(".", 1)[0] == "1" or name == "triton_python_backend_utils":
-            del sys.modules[name]
-
-
-@pytest.fixture
-def start(tmp_path: Path) -> Iterator[Start]:
-    """`start(body, config, asynchronous)`: an instance of a model whose `execute` has this body.
-    Its threads are at an end when the test is."""
-    made: list[PythonInstance] = []
-
-    def make(body: str, config: ModelConfig = CONFIG, asynchronous: bool = False) -> PythonInstance:
-        folder = tmp_path / "m" / "1"
-        folder.mkdir(parents=True)
-        lines = textwrap.indent(textwrap.dedent(body).strip(), " " * 8)
-        head = "class TritonPythonModel:\n    " + "async " * asynchronous
-        (folder / "model.py").write_text(f"{HEAD}{head}def execute(self, requests):\n{lines}\n")
-        made.append(PythonBackend().load(config, folder).instance(Placement("m_0_0", "KIND_CPU")))
-        return made[-1]
-
-    yield make
-    if made:
-        model_module().GO.set()
-        for thread in model_module().THREADS:
-            thread.join(LIMIT)
-        made[0].close()
-
-
-def model_module() -> Any:
-    return sys.modules["1.model"]
-
-
-def batch_of(*numbers: int) -> Batch:
-    requests = [
-        InferRequest(
-            "m",
-            (Tensor.from_numpy("IN", np.array([[number]], np.int32)),),
-            version=1,
-            id=f"r{number}",
-        )
-        for number in numbers
-    ]
-    return Batch(requests, {}, [1] * len(numbers))
-
-
-def stream(instance: PythonInstance, *numbers: int) -> list[Client]:
-    clients = [Client() for _ in numbers]
-    instance.stream(batch_of(*numbers), clients)
-    return clients
 
 
 # Faults

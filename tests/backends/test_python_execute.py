@@ -3,10 +3,9 @@
 import asyncio
 import json
 import logging
-import sys
 import textwrap
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -46,17 +45,6 @@ CONFIG = ModelConfig(
 HEAD = "import numpy as np\nimport triton_python_backend_utils as pb_utils\n\n"
 MakeBatch = Callable[..., Batch]
 Write = Callable[..., Path]
-
-
-@pytest.fixture(autouse=True)
-def _own_interpreter_state() -> Iterator[None]:
-    """A model's process is its own; here the next test gets the interpreter as it was."""
-    path, modules = list(sys.path), set(sys.modules)
-    yield
-    sys.path[:] = path
-    for name in set(sys.modules) - modules:
-        if name.split(".", 1)[0] == "1" or name == "triton_python_backend_utils":
-            del sys.modules[name]
 
 
 @pytest.fixture

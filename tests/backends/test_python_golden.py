@@ -1,8 +1,7 @@
 """The models that the recorded conversations were made with, through the Python backend."""
 
 import shutil
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -22,17 +21,6 @@ from microkernel_python.instance import PythonInstance
 
 GOLDEN = Path(__file__).resolve().parents[3] / "shared" / "golden" / "repository"
 MakeBatch = Callable[..., Batch]
-
-
-@pytest.fixture(autouse=True)
-def _own_interpreter_state() -> Iterator[None]:
-    """A model's process is its own; here the next test gets the interpreter as it was."""
-    path, modules = list(sys.path), set(sys.modules)
-    yield
-    sys.path[:] = path
-    for name in set(sys.modules) - modules:
-        if name.split(".", 1)[0] == "1" or name == "triton_python_backend_utils":
-            del sys.modules[name]
 
 
 @pytest.fixture

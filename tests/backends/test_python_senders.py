@@ -4,7 +4,7 @@ import contextlib
 import sys
 import textwrap
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -77,17 +77,6 @@ EARLY = (
     "Unable to send response. Non-decoupled model cannot send complete final before sending a "
     "response."
 )
-
-
-@pytest.fixture(autouse=True)
-def _own_interpreter_state() -> Iterator[None]:
-    """A model's process is its own; here the next test gets the interpreter as it was."""
-    path, modules = list(sys.path), set(sys.modules)
-    yield
-    sys.path[:] = path
-    for name in set(sys.modules) - modules:
-        if name.split(".", 1)[0] == "1" or name == "triton_python_backend_utils":
-            del sys.modules[name]
 
 
 @pytest.fixture
