@@ -30,6 +30,7 @@ from microkernel.config.model import (
     TransactionPolicy,
 )
 from microkernel.dlpack import export_dlpack, load_dlpack
+from microkernel.documents import statistics_document
 from microkernel.errors import (
     AlreadyExists,
     Cancelled,
@@ -217,4 +218,5 @@ __all__ = [
     "parse_version",
     "processors",
     "raw_view",
+    "statistics_document",
 ]

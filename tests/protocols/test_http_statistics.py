@@ -6,9 +6,15 @@ from typing import Any
 
 import pytest
 
-from microkernel import Compute, Duration, ModelStatistics, ModelStats, ResponseStats
+from microkernel import (
+    Compute,
+    Duration,
+    ModelStatistics,
+    ModelStats,
+    ResponseStats,
+    statistics_document,
+)
 from microkernel.testing import FakeServer
-from microkernel_http.statistics import statistics
 
 client = pytest.importorskip("tritonclient.http", reason="tritonclient[http] is missing")
 
@@ -77,12 +83,12 @@ EXPECTED = {
 
 
 def test_every_field_has_its_place() -> None:
-    answer = statistics([ModelStatistics("addsub", "1", STATS)])
+    answer = statistics_document([ModelStatistics("addsub", "1", STATS)])
     assert json.dumps(answer) == json.dumps({"model_stats": [EXPECTED]})  # the order counts too
 
 
 def test_no_models() -> None:
-    assert statistics([]) == {"model_stats": []}
+    assert statistics_document([]) == {"model_stats": []}
 
 
 async def test_the_official_client_reads_statistics(server: FakeServer, http_port: int) -> None:

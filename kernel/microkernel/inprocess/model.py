@@ -4,8 +4,9 @@ from concurrent.futures import Future
 from typing import Any
 
 from microkernel.config.codec import config_to_json
+from microkernel.documents import statistics_document
 from microkernel.errors import InvalidArgument
-from microkernel.inprocess.documents import model_document, statistics_document
+from microkernel.inprocess.documents import model_document
 from microkernel.inprocess.engine import Engine
 from microkernel.inprocess.enums import ModelBatchFlag, ModelTxnPropertyFlag
 from microkernel.inprocess.iterators import (

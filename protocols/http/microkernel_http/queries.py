@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from aiohttp import web
 
-from microkernel import Port, config_to_json
+from microkernel import Port, config_to_json, statistics_document
 from microkernel_http.answers import EndpointCall, health_answer, json_answer, status_answer
 from microkernel_http.encode import (
     cuda_regions,
@@ -13,7 +13,6 @@ from microkernel_http.encode import (
     system_regions,
 )
 from microkernel_http.routes import Endpoint, Route
-from microkernel_http.statistics import statistics
 
 
 class Queries:
@@ -59,7 +58,7 @@ class Queries:
 
     async def _statistics(self, route: Route, request: web.BaseRequest) -> web.StreamResponse:
         found = await self._server.statistics(route.model, route.version())
-        return json_answer(statistics(found))
+        return json_answer(statistics_document(found))
 
     async def _regions(self, route: Route, request: web.BaseRequest) -> web.StreamResponse:
         if route.kind == "system":
