@@ -116,6 +116,24 @@ Outcome: TypeAlias = InferResponse | MicrokernelError
 """What became of one request of a batch."""
 
 
+@dataclass(slots=True)
+class Answer:
+    """What a model gave for one request: outputs and parameters, in the backend's shapes."""
+
+    outputs: tuple[Tensor, ...]
+    parameters: Parameters = NO_PARAMETERS
+
+
+class Reschedule:
+    """In place of an answer: the model wants to see the same request again, in a later batch. There
+    is only the one object `RESCHEDULE`."""
+
+    __slots__ = ()
+
+
+RESCHEDULE = Reschedule()
+
+
 def parse_version(text: str) -> int:
     """A version as clients write it; "" is LATEST. Raises InvalidArgument for anything but a 64-bit
     number."""

@@ -12,9 +12,10 @@ from fuzz_requests import CONFIG
 from fuzz_targets import Target
 
 from microkernel import DATA_TYPES, InferResponse, NotFound, Outcome, Tensor
+from microkernel.request import Answer
 from microkernel.stats import Execution
 from microkernel.workers import descriptors, parts, wire
-from microkernel.workers.descriptors import Answer, Schema
+from microkernel.workers.descriptors import Schema
 from microkernel.workers.wire import HEADER_SIZE, Kind
 
 _SCHEMA = Schema.of(CONFIG)

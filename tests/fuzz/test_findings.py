@@ -18,6 +18,7 @@ from microkernel import (
 from microkernel.config.codec import config_from_json
 from microkernel.config.parse import parse_text
 from microkernel.repository.override import Unpacked
+from microkernel.request import Answer
 from microkernel.stats import Execution
 from microkernel.workers import descriptors
 from microkernel.workers.descriptors import Schema
@@ -120,5 +121,5 @@ def _result() -> tuple[bytearray, memoryview]:
     block = memoryview(bytes(total))
     body = message[HEADER_SIZE:]
     ((answer,),) = (descriptors.read_result(body, SCHEMA, block, 1)[1],)
-    assert isinstance(answer, descriptors.Answer)
+    assert isinstance(answer, Answer)
     return bytearray(body), block

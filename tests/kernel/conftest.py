@@ -29,11 +29,11 @@ from microkernel import (
     Unavailable,
 )
 from microkernel.log import configure
+from microkernel.request import Answer
 from microkernel.settings import ServerSettings
 from microkernel.stats import Execution
 from microkernel.testing import VirtualTimeLoop
 from microkernel.workers.contract import Done, Hosted, Lost, Result, WorkerInstance
-from microkernel.workers.descriptors import Answer
 from microkernel.workers.flights import Flights, Receiver
 from microkernel.workers.process import ProcessWorker
 from microkernel.workers.spawning import ForkServers

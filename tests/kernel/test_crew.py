@@ -26,7 +26,7 @@ OddConfig = Callable[..., ModelConfig]
 
 class Staff:
     """A crew on workers in memory. `workers` holds all that were launched; `supply` says what the
-    next launches give: a worker, or an error."""
+    next launches give: a worker, or an error. `moves` are the instances that came and went."""
 
     def __init__(self, config: ModelConfig, make: Any, *groups: int, limit: float = 0) -> None:
         self.workers: list[Any] = []
@@ -34,13 +34,19 @@ class Staff:
         self.launched = asyncio.Event()
         self.freed = 0
         self.given_up: list[str] = []
+        self.moves: list[str] = []
         self.make = make
         numbers = iter(range(100))
         places = [
             [Placement(f"odd_{next(numbers)}", "KIND_CPU") for _ in range(count)]
             for count in groups
         ]
-        events = CrewEvents(freed=self._freed, given_up=lambda e: self.given_up.append(str(e)))
+        events = CrewEvents(
+            freed=self._freed,
+            given_up=lambda e: self.given_up.append(str(e)),
+            joined=lambda i: self.moves.append(f"+{i.name}"),
+            left=lambda i: self.moves.append(f"-{i.name}"),
+        )
         self.crew = Crew(self._launch, config, places, events, limit=limit)
 
     def _freed(self) -> None:
@@ -146,6 +152,7 @@ async def test_a_dead_worker_is_started_again_and_serves(staff: Callable[..., St
         await asyncio.sleep(0)
     assert [line["event"] for line in lines] == ["worker lost", "worker restarted"]
     assert (team.crew.alive, len(team.workers), team.freed) == (2, 2, 2)
+    assert team.moves == ["+odd_0", "+odd_1", "-odd_0", "-odd_1", "+odd_0", "+odd_1"]
     assert team.crew.idle()
     result = await team.run("again")
     assert len(result.answers) == 1

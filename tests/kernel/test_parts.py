@@ -19,8 +19,9 @@ from microkernel import (
     Tensor,
     encode_bytes,
 )
+from microkernel.request import Answer
 from microkernel.workers import parts
-from microkernel.workers.descriptors import Answer, Schema
+from microkernel.workers.descriptors import Schema
 from microkernel.workers.parts import Moments, part_message, read_part, too_large
 from microkernel.workers.wire import HEADER_SIZE
 

@@ -10,10 +10,11 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from microkernel import InferRequest, Unavailable
-from microkernel.scheduling.pending import Pending
+from microkernel import InferRequest, MicrokernelError, Unavailable
+from microkernel.scheduling.pending import Pending, Runner
 from microkernel.scheduling.policy import Batching, OneByOne, Policy
 from microkernel.scheduling.queue import QueueScheduler
+from microkernel.stats import Failure
 from microkernel.testing import VirtualTimeLoop
 
 
@@ -49,10 +50,10 @@ class QueueMachine(RuleBasedStateMachine):
     def run(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
         return self.loop.run_until_complete(coroutine)
 
-    def idle(self) -> bool:
+    def idle(self, on: Runner | None = None) -> bool:
         return self.free > 0
 
-    def execute(self, batch: Sequence[Pending]) -> None:
+    def execute(self, batch: Sequence[Pending], on: Runner | None = None) -> None:
         assert self.free > 0, "a batch while no instance is free"
         self.free -= 1
         assert batch, "an empty batch"
@@ -61,6 +62,9 @@ class QueueMachine(RuleBasedStateMachine):
         if isinstance(self.policy, Batching) and len(batch) > 1:
             assert sum(request.size for request in batch) <= self.policy.largest
         self.left += batch
+
+    def reject(self, pending: Pending, error: MicrokernelError, reason: Failure) -> None:
+        raise AssertionError("a request that nobody gave up was rejected")
 
     @rule(size=st.integers(1, 9), key=st.sampled_from("aab"))
     def submit(self, size: int, key: str) -> None:

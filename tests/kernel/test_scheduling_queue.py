@@ -6,13 +6,14 @@ from typing import Any
 
 import pytest
 
-from microkernel import InferRequest, ModelConfig, Placement, Unavailable
+from microkernel import InferRequest, MicrokernelError, ModelConfig, Placement, Unavailable
 from microkernel.config.model import DynamicBatching
 from microkernel.models.crew import Crew, CrewEvents
 from microkernel.models.version import ModelVersion
-from microkernel.scheduling.pending import Pending
+from microkernel.scheduling.pending import Pending, Runner
 from microkernel.scheduling.policy import Batching, OneByOne
 from microkernel.scheduling.queue import QueueScheduler
+from microkernel.stats import Failure
 
 pytestmark = pytest.mark.virtual_time
 
@@ -28,14 +29,17 @@ class OneInstance:
         self._seconds = seconds
         self._busy = False
 
-    def idle(self) -> bool:
+    def idle(self, on: Runner | None = None) -> bool:
         return not self._busy
 
-    def execute(self, batch: Sequence[Pending]) -> None:
+    def execute(self, batch: Sequence[Pending], on: Runner | None = None) -> None:
         self._busy = True
         now = self._loop.time()
         self.log.append((now, {p.request.id: now - p.arrived for p in batch}))
         self._loop.call_later(self._seconds, self._freed)
+
+    def reject(self, pending: Pending, error: MicrokernelError, reason: Failure) -> None:
+        raise AssertionError("a request that nobody gave up was rejected")
 
     def _freed(self) -> None:
         self._busy = False
@@ -206,7 +210,7 @@ async def test_an_executor_that_answers_at_once_may_have_a_long_queue() -> None:
         scheduler.submit(pending(name))
     seen: list[str] = []
 
-    def answer(batch: Sequence[Pending]) -> None:
+    def answer(batch: Sequence[Pending], on: Runner | None = None) -> None:
         seen.extend(p.request.id for p in batch)
         scheduler.wake()
 

@@ -24,8 +24,8 @@ from microkernel import (
 )
 from microkernel.models.crew import Crew, CrewEvents
 from microkernel.models.version import ModelVersion
+from microkernel.request import Answer
 from microkernel.stats import Failure
-from microkernel.workers.descriptors import Answer
 
 pytestmark = pytest.mark.virtual_time
 

@@ -26,9 +26,9 @@ from microkernel import (
 from microkernel.models.crew import Crew, CrewEvents
 from microkernel.models.streams import STALL_LIMIT
 from microkernel.models.version import ModelVersion
+from microkernel.request import Answer
 from microkernel.responses import HIGH_COUNT, LOW_COUNT
 from microkernel.stats import Execution, Failure
-from microkernel.workers.descriptors import Answer
 from microkernel.workers.parts import Part
 
 pytestmark = pytest.mark.virtual_time

@@ -20,12 +20,13 @@ from microkernel import (
     Tensor,
     TransactionPolicy,
 )
+from microkernel.request import Answer
 from microkernel.stats import Execution
 from microkernel.workers import descriptors
 from microkernel.workers.arena import Block
 from microkernel.workers.channel import BlockingChannel
 from microkernel.workers.contract import Result
-from microkernel.workers.descriptors import Answer, Schema
+from microkernel.workers.descriptors import Schema
 from microkernel.workers.instance import Link, ProcessInstance
 from microkernel.workers.parts import Moments, Part, part_message
 from microkernel.workers.wire import HEADER, LARGEST_MESSAGE, Kind, frame

@@ -2,8 +2,9 @@
 
 import itertools
 import struct
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Generator, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeAlias
 
 from microkernel.config.model import ModelConfig, ModelInput
 from microkernel.errors import InvalidArgument
@@ -19,6 +20,8 @@ _NOTE = (
 )
 
 _LENGTH = struct.Struct("<I")
+TURN = 8 << 10
+"""How many elements of BYTES tensors are read at once, in a millisecond or two."""
 
 
 @dataclass(slots=True)
@@ -29,6 +32,10 @@ class Checked:
     request: InferRequest
     size: int
     key: Hashable
+
+
+Looking: TypeAlias = Generator[None, None, Checked]
+"""A check that pauses after every `TURN` elements that it has read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,12 +63,23 @@ class RequestChecker:
         self._outputs = frozenset(output.name for output in config.output)
         self._varying = frozenset(entry.name for entry in self._inputs if entry.varies)
         self._plain = not any(entry.reshaper for entry in self._inputs)
+        self._reads = any(entry.datatype is BYTES for entry in self._inputs)
 
     def check(self, request: InferRequest) -> Checked:
         """The request made ready. Raises InvalidArgument, in the order of Triton's checks."""
         if not request.outputs and self._plain and (size := self._glance(request.inputs)):
             return Checked(request, size, self._key(request.inputs))
-        return self._look(request)
+        looking = self.look(request)
+        while (checked := turn(looking)) is None:
+            pass
+        return checked
+
+    def takes_long(self, request: InferRequest) -> bool:
+        """Whether there may be more than `TURN` elements to read, which others should not have to
+        wait for."""
+        return self._reads and TURN * _LENGTH.size < sum(
+            len(tensor.data) for tensor in request.inputs if tensor.datatype is BYTES
+        )
 
     def _glance(self, inputs: Sequence[Tensor]) -> int:
         """The batch size of inputs that are right, all there and in order, as nearly all are; 0
@@ -90,7 +108,8 @@ class RequestChecker:
                 return 0
         return batch
 
-    def _look(self, request: InferRequest) -> Checked:
+    def look(self, request: InferRequest) -> Looking:
+        """What `check` does, with pauses for others to run."""
         tag = request.tag()
         self._check_repeated(request.inputs, tag)
         for name in request.outputs:
@@ -102,6 +121,8 @@ class RequestChecker:
         size = self._batch_size(request.inputs, tag)
         for tensor in request.inputs:
             self._check_tensor(tensor, self._by_name[tensor.name], tag)
+            if tensor.datatype is BYTES:
+                yield from self._check_elements(tensor, tag)
         inputs = self._ordered(request.inputs)
         if not self._plain:
             inputs = tuple(self._reshaped(tensor) for tensor in inputs)
@@ -183,7 +204,6 @@ class RequestChecker:
                 f"Expected {_dims(entry.dims)}, got {_dims(tensor.shape)}. {note}"
             )
         if tensor.datatype is BYTES:
-            self._check_elements(tensor, tag)
             return
         expected = self._expected(tensor, len(tensor.data) // entry.datatype.size)
         expected *= entry.datatype.size
@@ -201,11 +221,31 @@ class RequestChecker:
             return element_count(tensor.shape[1:])
         return expected
 
-    def _check_elements(self, tensor: Tensor, tag: str) -> None:
+    def _check_elements(self, tensor: Tensor, tag: str) -> Generator[None, None, None]:
         # Millions of elements may be sent for a shape of few, so no more of them are looked at.
-        wanted, data = element_count(tensor.shape), tensor.data
-        count, position, end = 0, 0, len(data)
-        while position < end and count <= wanted:
+        most, count, position = element_count(tensor.shape) + 1, 0, 0
+        while position < len(tensor.data) and count < most:
+            if count:
+                yield
+            read, position = self._read(tensor, position, min(TURN, most - count), tag)
+            count += read
+        expected = self._expected(tensor, count)
+        if count < expected:
+            raise InvalidArgument(
+                f"{tag}expected {expected} string elements for inference input '{tensor.name}' "
+                f"for model '{self._model}', got {count}"
+            )
+        if count > expected:
+            raise InvalidArgument(
+                f"{tag}unexpected number of string elements {count} for inference input "
+                f"'{tensor.name}' for model '{self._model}', expecting {expected}"
+            )
+
+    def _read(self, tensor: Tensor, position: int, most: int, tag: str) -> tuple[int, int]:
+        """How many elements there are from a position on, `most` at the most, and where they
+        end."""
+        data, count, end = tensor.data, 0, len(tensor.data)
+        while position < end and count < most:
             if end - position < 4:
                 raise InvalidArgument(
                     f"{tag}incomplete string length indicator for inference input "
@@ -220,17 +260,7 @@ class RequestChecker:
                     f"incomplete string data for inference input '{tensor.name}', expecting string "
                     f"of length {length} but only {end - position + length} bytes available"
                 )
-        expected = self._expected(tensor, count)
-        if count < expected:
-            raise InvalidArgument(
-                f"{tag}expected {expected} string elements for inference input '{tensor.name}' "
-                f"for model '{self._model}', got {count}"
-            )
-        if count > expected:
-            raise InvalidArgument(
-                f"{tag}unexpected number of string elements {count} for inference input "
-                f"'{tensor.name}' for model '{self._model}', expecting {expected}"
-            )
+        return count, position
 
     def _ordered(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         order = [self._order[tensor.name] for tensor in inputs]
@@ -253,6 +283,17 @@ class RequestChecker:
         if self._required == len(self._inputs):
             return shapes
         return (tuple([t.name for t in inputs]), shapes)
+
+
+def turn(looking: Looking) -> Checked | None:
+    """Go on with a check up to its next pause; None where it is not over. Raises InvalidArgument
+    as `RequestChecker.check`."""
+    try:
+        next(looking)
+    except StopIteration as done:
+        checked: Checked = done.value
+        return checked
+    return None
 
 
 def _input(entry: ModelInput, batch_dims: Shape, reshape: Mapping[str, Reshaper]) -> _Input:

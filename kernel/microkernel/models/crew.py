@@ -15,6 +15,7 @@ from microkernel.backend import Placement
 from microkernel.config.model import ModelConfig
 from microkernel.errors import MicrokernelError
 from microkernel.request import InferRequest
+from microkernel.scheduling.pending import Runner
 from microkernel.stats import Execution
 from microkernel.workers.contract import Result, Worker, WorkerInstance
 from microkernel.workers.flights import Receiver
@@ -44,11 +45,14 @@ class _Seat:
 
 @dataclass(frozen=True, slots=True)
 class CrewEvents:
-    """What a crew tells its maker: an instance may be free (`freed`), and no instance is left and
-    the attempt to bring one back failed (`given_up`)."""
+    """What a crew tells its maker: an instance may be free (`freed`), no instance is left and the
+    attempt to bring one back failed (`given_up`), an instance is there from now on (`joined`), and
+    one is gone (`left`), whose batch fails right after."""
 
     freed: Callable[[], None]
     given_up: Callable[[MicrokernelError], None]
+    joined: Callable[[WorkerInstance], None]
+    left: Callable[[WorkerInstance], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +152,8 @@ class Crew:
         worker.watch(lambda error: self._lost(seat, error))
         seat.worker, seat.instances, seat.since = worker, instances, self._loop.time()
         self._free += [(seat, instance) for instance in instances]
+        for instance in instances:
+            self._events.joined(instance)
         self._events.freed()
 
     @property
@@ -158,19 +164,28 @@ class Crew:
             alive += len(seat.instances)
         return alive
 
-    def idle(self) -> bool:
-        """Whether an instance is free."""
-        return bool(self._free)
+    def idle(self, on: Runner | None = None) -> bool:
+        """Whether an instance is free, or that one."""
+        if on is None:
+            return bool(self._free)
+        return any(instance is on for _, instance in self._free)
+
+    def _take(self, on: Runner | None) -> tuple[_Seat, WorkerInstance]:
+        if on is None:
+            return self._free.pop()
+        at = next(i for i, (_, instance) in enumerate(self._free) if instance is on)
+        return self._free.pop(at)
 
     def execute(
         self,
         requests: Sequence[InferRequest],
         sizes: Sequence[int],
         done: Callable[[Result], None],
+        on: Runner | None = None,
     ) -> tuple[WorkerInstance, int]:
-        """Run a batch on a free instance; only while `idle()`. Returns the instance, and the number
-        by which it knows the first request."""
-        seat, instance = self._free.pop()
+        """Run a batch on a free instance, or on that one; only while `idle(on)`. Returns the
+        instance, and the number by which it knows the first request."""
+        seat, instance = self._take(on)
         seat.busy.add(instance)
         timer: asyncio.TimerHandle | None = None
         if self._limit:
@@ -194,11 +209,12 @@ class Crew:
         sizes: Sequence[int],
         receiver: Receiver,
         spared: Callable[[], bool],
+        on: Runner | None = None,
     ) -> tuple[WorkerInstance, int]:
         """As `execute`, for a decoupled model. The instance is free when the batch has returned;
         the limit holds until it is over, but `spared` is asked then whether it gets as long once
         more."""
-        seat, instance = self._free.pop()
+        seat, instance = self._take(on)
         flight = object()
         seat.busy.add(flight)
         limit = self._limited(seat.worker, spared)
@@ -236,8 +252,10 @@ class Crew:
         return any(seat.busy for seat in self._seats)
 
     def _lost(self, seat: _Seat, error: MicrokernelError) -> None:
-        seat.worker, seat.instances = None, ()
+        gone, seat.worker, seat.instances = seat.instances, None, ()
         self._free = [(s, i) for s, i in self._free if s is not seat]
+        for instance in gone:
+            self._events.left(instance)
         if self._stopping:
             return
         if self._loop.time() - seat.since > SETTLED:

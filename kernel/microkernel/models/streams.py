@@ -6,12 +6,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from microkernel.errors import Cancelled, MicrokernelError, Unavailable, Unsupported
-from microkernel.request import InferRequest, InferResponse
+from microkernel.request import Answer, InferRequest, InferResponse
 from microkernel.responses import ResponseStream
 from microkernel.scheduling.pending import Pending
 from microkernel.stats import Execution, Failure, ModelStats
 from microkernel.tracing import marks
-from microkernel.workers.descriptors import Answer
 from microkernel.workers.parts import Part
 
 STALL_LIMIT = 60.0

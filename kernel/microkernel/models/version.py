@@ -9,19 +9,18 @@ from functools import partial
 from microkernel.classification import Labels, classify_outputs
 from microkernel.config.model import ModelConfig
 from microkernel.errors import Cancelled, MicrokernelError, Unavailable
-from microkernel.models.checking import RequestChecker
+from microkernel.models.checking import Checked, RequestChecker, turn
 from microkernel.models.crew import Crew, CrewEvents
 from microkernel.models.reshape import reshapers
 from microkernel.models.streams import Delivery, Stalls, StreamReply, only_response
-from microkernel.request import InferRequest, InferResponse
+from microkernel.request import Answer, InferRequest, InferResponse
 from microkernel.responses import ResponseStream
-from microkernel.scheduling.pending import Pending, Reply, Scheduler
-from microkernel.scheduling.queue import QueueScheduler
+from microkernel.scheduling.choice import is_keeper, scheduler_of
+from microkernel.scheduling.pending import Pending, Reply, Runner
 from microkernel.stats import Failure, ModelStats
 from microkernel.tensor import Tensor
 from microkernel.tracing import marks
 from microkernel.workers.contract import Result, Worker
-from microkernel.workers.descriptors import Answer
 from microkernel.workers.parts import Part
 
 _MANY = 64 << 10
@@ -51,8 +50,11 @@ class ModelVersion:
         self._unanswered = 0
         self._stalls = Stalls()
         self._drained = asyncio.Event()
-        self._crew = make_crew(CrewEvents(freed=self._wake, given_up=self.give_up))
-        self._scheduler: Scheduler = QueueScheduler.of(config, self)
+        self._scheduler = scheduler_of(config, self)
+        self._keeper = self._scheduler if is_keeper(self._scheduler) else None
+        self._crew = make_crew(
+            CrewEvents(self._scheduler.wake, self.give_up, self._joined, self._left)
+        )
 
     async def start(self, first: Worker) -> None:
         """Start the workers; `first` is one that runs already. Raises what the backend raised."""
@@ -68,8 +70,9 @@ class ModelVersion:
         answered where the model gives exactly one response; else it is Unsupported."""
         if self._decoupled:
             return await only_response(await self.stream(request))
+        checked = await self._read(request) if self._checker.takes_long(request) else None
         reply: asyncio.Future[InferResponse] = self._loop.create_future()
-        pending = self._accept(request, reply)
+        pending = self._accept(request, reply, checked)
         try:
             if request.classifications:
                 return await self._classified(request, await reply)
@@ -87,8 +90,9 @@ class ModelVersion:
             self._stalls.throttle(pending, stream, failed, hold=hold)
 
         failed = partial(self._failed, request)
+        checked = await self._read(request) if self._checker.takes_long(request) else None
         stream = ResponseStream(lambda: self._abandon(pending), throttle)
-        pending = self._accept(request, StreamReply(stream, failed, self._settled))
+        pending = self._accept(request, StreamReply(stream, failed, self._settled), checked)
         if request.classifications:
             stream.then(partial(self._classified, request))
         return stream
@@ -97,11 +101,19 @@ class ModelVersion:
         """The error as a response."""
         return InferResponse(self.config.name, self.version, request.id, (), error=error)
 
-    def _accept(self, request: InferRequest, reply: Reply) -> Pending:
-        """Queue a request. Raises where it is refused."""
+    async def _read(self, request: InferRequest) -> Checked:
+        """Check a request of very many elements while others go on."""
+        looking = self._checker.look(request)
+        while True:
+            if (checked := turn(looking)) is not None:
+                return checked
+            await asyncio.sleep(0)
+
+    def _accept(self, request: InferRequest, reply: Reply, checked: Checked | None) -> Pending:
+        """Queue a request, which may be checked already. Raises where it is refused."""
         if request.trace is not None:
             request.trace.mark("REQUEST_START")
-        checked = self._checker.check(request)
+        checked = checked or self._checker.check(request)
         now = time.monotonic_ns()
         pending = Pending(checked.request, checked.size, checked.key, reply, self._loop.time(), now)
         self.stats.pending += 1
@@ -125,9 +137,7 @@ class ModelVersion:
         """The caller has gone: forget a request that waits, tell the instance of one that runs."""
         self._stalls.forget(pending)
         if self._scheduler.abandon(pending):
-            self._forget(pending, Failure.CANCELED)
-            if not pending.reply.done():
-                pending.reply.set_exception(Cancelled("the request was cancelled"))
+            self.reject(pending, Cancelled("the request was cancelled"), Failure.CANCELED)
         elif pending.instance is not None:
             pending.instance.cancel(pending.number)
 
@@ -145,25 +155,32 @@ class ModelVersion:
             return await asyncio.to_thread(work)
         return work()
 
-    def _wake(self) -> None:
-        self._scheduler.wake()
+    def _joined(self, instance: Runner) -> None:
+        if self._keeper is not None:
+            self._keeper.joined(instance)
 
-    def idle(self) -> bool:
-        """Whether an instance is free."""
-        return self._crew.idle()
+    def _left(self, instance: Runner) -> None:
+        if self._keeper is not None:
+            self._keeper.left(instance)
 
-    def execute(self, batch: Sequence[Pending]) -> None:
-        """Run a batch that the scheduler formed."""
-        self.stats.pending -= len(batch)
+    def idle(self, on: Runner | None = None) -> bool:
+        """See `Executor.idle`."""
+        return self._crew.idle(on)
+
+    def execute(self, batch: Sequence[Pending], on: Runner | None = None) -> None:
+        """See `Executor.execute`."""
+        self.stats.pending -= sum(not pending.null for pending in batch)
         requests = [pending.request for pending in batch]
         sizes = [pending.size for pending in batch]
         if self._decoupled:
             spared = partial(self._stalls.give_up, batch)
-            receiver = Delivery(batch, self.stats, self._responded, self._wake, self._stalls)
-            instance, number = self._crew.stream(requests, sizes, receiver, spared)
+            receiver = Delivery(
+                batch, self.stats, self._responded, self._scheduler.wake, self._stalls
+            )
+            instance, number = self._crew.stream(requests, sizes, receiver, spared, on)
         else:
             done = partial(self._finished, batch)
-            instance, number = self._crew.execute(requests, sizes, done)
+            instance, number = self._crew.execute(requests, sizes, done, on)
         for pending in batch:
             pending.instance, pending.number = instance, number
             number += 1
@@ -216,9 +233,13 @@ class ModelVersion:
         """No instance is left and none came back: answer what waits."""
         text = f"no instance of model '{self.config.name}' is alive: {error}"
         for pending in self._scheduler.take_all():
-            self._forget(pending, Failure.OTHER)
-            if not pending.reply.done():
-                pending.reply.set_exception(Unavailable(text))
+            self.reject(pending, Unavailable(text), Failure.OTHER)
+
+    def reject(self, pending: Pending, error: MicrokernelError, reason: Failure) -> None:
+        """See `Executor.reject`."""
+        self._forget(pending, reason)
+        if not pending.reply.done():
+            pending.reply.set_exception(error)
 
     def _forget(self, pending: Pending, reason: Failure) -> None:
         self.stats.pending -= 1

@@ -8,9 +8,8 @@ from typing import Any, Protocol, TypeAlias
 from microkernel.backend import BackendType, Placement
 from microkernel.config.model import ModelConfig
 from microkernel.errors import MicrokernelError
-from microkernel.request import InferRequest
+from microkernel.request import Answer, InferRequest
 from microkernel.stats import Execution
-from microkernel.workers.descriptors import Answer
 from microkernel.workers.flights import Receiver
 
 

@@ -15,8 +15,9 @@ from typing import Any
 
 from microkernel.batch import Batch
 from microkernel.config.model import ModelConfig
+from microkernel.config.tensors import model_inputs, model_outputs
 from microkernel.errors import MicrokernelError, error_from
-from microkernel.request import NO_PARAMETERS, InferRequest, Outcome, Parameters
+from microkernel.request import NO_PARAMETERS, Answer, InferRequest, Outcome, Parameters
 from microkernel.request import Sequence as Seq
 from microkernel.stats import Execution
 from microkernel.tensor import BY_CONFIG_NAME, BY_NUMBER, DataType, Tensor, element_count
@@ -42,8 +43,8 @@ class Schema:
     def of(cls, config: ModelConfig) -> "Schema":
         """The schema of a complete configuration."""
         return cls(
-            tuple((i.name, BY_CONFIG_NAME[i.data_type]) for i in config.input),
-            tuple(o.name for o in config.output),
+            tuple((i.name, BY_CONFIG_NAME[i.data_type]) for i in model_inputs(config)),
+            tuple(o.name for o in model_outputs(config)),
             config.max_batch_size > 0,
             config.decoupled,
         )
@@ -293,14 +294,6 @@ def result_message(
             words += (index, tensor.datatype.number, next(starts), len(tensor.data), len(shape))
             words += shape
     return pack(RESULT, words, texts)
-
-
-@dataclass(slots=True)
-class Answer:
-    """One request's outcome as the server reads it: outputs and parameters."""
-
-    outputs: tuple[Tensor, ...]
-    parameters: Parameters
 
 
 def read_error(text: bytes) -> MicrokernelError:

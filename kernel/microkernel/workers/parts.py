@@ -10,10 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from microkernel.errors import Internal, MicrokernelError
-from microkernel.request import InferResponse, Outcome
+from microkernel.request import Answer, InferResponse, Outcome
 from microkernel.tensor import BY_NUMBER, Tensor, element_count
 from microkernel.workers.descriptors import (
-    Answer,
     Schema,
     pack,
     read_error,

@@ -21,12 +21,12 @@ from microkernel.backend import Instance, Model, Placement
 from microkernel.batch import Batch
 from microkernel.errors import MicrokernelError, Unavailable
 from microkernel.origin import works_for
-from microkernel.request import InferRequest, Outcome
+from microkernel.request import Answer, InferRequest, Outcome
 from microkernel.responses import HIGH_BYTES, HIGH_COUNT
 from microkernel.stats import Execution
 from microkernel.workers import descriptors
 from microkernel.workers.contract import Done, Result
-from microkernel.workers.descriptors import Answer, Schema
+from microkernel.workers.descriptors import Schema
 from microkernel.workers.flags import Flags, Slot
 from microkernel.workers.flights import Flights, Receiver
 from microkernel.workers.parts import Moments, Part
