@@ -6,6 +6,7 @@ Recorded for every request, so each observation is a search in a short tuple and
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
+from time import monotonic_ns
 from typing import Protocol
 
 from microkernel.quantiles import Target, Window
@@ -55,11 +56,13 @@ class Summaries:
     compute_input: Window
     compute_infer: Window
     compute_output: Window
+    cache_hit: Window
+    cache_miss: Window
 
     @classmethod
     def of(cls, targets: Sequence[Target], now: int) -> "Summaries":
         """Empty ones. `now` is in nanoseconds of the monotonic clock."""
-        return cls(*(Window(targets, now) for _ in range(5)))
+        return cls(*(Window(targets, now) for _ in range(7)))
 
     def add(self, arrived: int, now: int, times: Moments) -> None:
         """Record a successful request, which is charged the whole time of its batch."""
@@ -91,12 +94,27 @@ class Distributions:
         self.first_response = None if first_response is None else Histogram(first_response)
         self.summaries = summaries
 
-    def succeeded(self, arrived: int, now: int, times: Moments) -> None:
-        """Record a successful request."""
+    def succeeded(self, arrived: int, now: int, times: Moments, *, first: bool = False) -> None:
+        """Record a successful request, whose response was also the `first` or was not."""
         self.request[bisect_left(_SECONDS_NS, now - arrived)] += 1
         self.queue[bisect_left(_SECONDS_NS, times.start - arrived)] += 1
         if self.summaries is not None:
             self.summaries.add(arrived, now, times)
+        if first and self.first_response is not None:
+            self.first_response.add((now - arrived) / 1e6)
+
+    def hit(self, ns: int, now: int) -> None:
+        """Record a request that was answered from the cache, without a wait."""
+        self.request[bisect_left(_SECONDS_NS, ns)] += 1
+        self.queue[0] += 1
+        if self.summaries is not None:
+            self.summaries.queue.add(0, now)
+            self.summaries.cache_hit.add(ns // 1000, now)
+
+    def missed(self, ns: int) -> None:
+        """Record what the cache took of a request that was not in it."""
+        if self.summaries is not None:
+            self.summaries.cache_miss.add(ns // 1000, monotonic_ns())
 
     def executed(self, ns: int) -> None:
         """Record an execution."""

@@ -131,7 +131,8 @@ class LoopChannel:
         except OSError:
             data = b""
         try:
-            messages = self._received(data)
+            whole = None if self._incoming else whole_message(data)
+            messages = self._received(data) if whole is None else (whole,)
         except (EOFError, ValueError):  # a peer that speaks nonsense is as good as gone
             self.close()
             self._on_closed()
@@ -144,8 +145,6 @@ class LoopChannel:
         ValueError for a message of an unknown kind and one that is too long."""
         if not data:
             raise EOFError
-        if not self._incoming and (message := whole_message(data)) is not None:
-            return (message,)
         self._incoming += data
         return list(split_messages(self._incoming, LARGEST_MESSAGE))
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
+from functools import lru_cache
 from typing import Any
 
 from google.protobuf.json_format import ParseDict
@@ -10,6 +11,7 @@ from google.protobuf.message import Message
 from microkernel import (
     LATEST,
     CudaRegion,
+    DataType,
     InferRequest,
     InferResponse,
     InvalidArgument,
@@ -19,6 +21,7 @@ from microkernel import (
     ModelMetadata,
     Parameter,
     ServerMetadata,
+    Shape,
     SystemRegion,
     TensorMetadata,
     config_to_json,
@@ -35,8 +38,23 @@ def encode(response: InferResponse) -> bytes:
 
     Raises InvalidArgument where it exceeds what gRPC can carry.
     """
-    head, contents = _split(response)
-    return join_raw(head.SerializeToString(), contents)
+    if response.id or response.parameters:
+        head, contents = _split(response)
+        return join_raw(head.SerializeToString(), contents)
+    outputs = tuple([(o.name, o.datatype, tuple(o.shape)) for o in response.outputs])
+    return join_raw(_plain(response.model_name, response.version, outputs), _contents(response))
+
+
+@lru_cache(1024)
+def _plain(
+    model_name: str, version: int, outputs: tuple[tuple[str, DataType, Shape], ...]
+) -> bytes:
+    """A serialised ModelInferResponse without raw contents. There are not many that differ."""
+    infer: Any = message("ModelInferResponse")(model_name=model_name, model_version=str(version))
+    for name, datatype, shape in outputs:
+        infer.outputs.add(name=name, datatype=datatype.name, shape=shape)
+    packed: bytes = infer.SerializeToString()
+    return packed
 
 
 def encode_streamed(response: InferResponse) -> bytes:
@@ -90,18 +108,21 @@ def _split(response: InferResponse) -> tuple[Any, Sequence[Buffer]]:
     infer: Any = message("ModelInferResponse")(
         model_name=response.model_name, model_version=str(response.version), id=response.id
     )
-    contents = []
     for output in response.outputs:
         infer.outputs.add(name=output.name, datatype=output.datatype.name, shape=output.shape)
-        contents.append(output.data)
     for key, value in response.parameters.items():
         _set_parameter(infer.parameters[key], value)
+    return infer, _contents(response)
+
+
+def _contents(response: InferResponse) -> Sequence[Buffer]:
+    contents = [output.data for output in response.outputs]
     size = sum(map(len, contents))
     if size > MAX_MESSAGE:
         raise InvalidArgument(
             f"Response has byte size {size} which exceeds gRPC's byte size limit {MAX_MESSAGE}."
         )
-    return infer, contents
+    return contents
 
 
 def _set_parameter(parameter: Any, value: Parameter) -> None:

@@ -79,7 +79,7 @@ class Handlers:
         if name == "ModelInfer":
             reads = self._inference.reads_metadata
             return grpc.unary_unary_rpc_method_handler(
-                _behaviour(name, self._infer, checks, reads_metadata=reads)
+                _behaviour(name, self._inference.unary, checks, reads_metadata=reads)
             )
         call = self._calls.call(method)
 
@@ -89,9 +89,6 @@ class Handlers:
         return grpc.unary_unary_rpc_method_handler(
             _behaviour(name, work_alone, checks, reads_metadata=False)
         )
-
-    async def _infer(self, packed: bytes, context: Any, metadata: Metadata) -> bytes:
-        return await self._inference.unary(packed, metadata, context)
 
 
 def _behaviour(name: str, work: _Work, checks: Sequence[_Check], *, reads_metadata: bool) -> Any:

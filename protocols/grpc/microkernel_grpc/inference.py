@@ -20,9 +20,10 @@ from microkernel import (
     Unsupported,
     parse_version,
 )
-from microkernel_grpc.decode import Buffer, decode, parse
+from microkernel_grpc.decode import NOTHING_FORWARDED, Buffer, decode, parse
 from microkernel_grpc.encode import encode
 from microkernel_grpc.forward import Forward
+from microkernel_grpc.heads import Heads
 from microkernel_grpc.parameters import wants_empty_final
 from microkernel_grpc.restricted import Metadata
 from microkernel_grpc.traces import (
@@ -33,6 +34,8 @@ from microkernel_grpc.traces import (
     context_of,
 )
 
+_LARGE = 256 << 10
+"""Elements of more bytes than this that are not raw are converted in a thread."""
 _DECOUPLED = "doesn't support models with decoupled transaction policy"
 
 
@@ -62,6 +65,7 @@ class Inference:
         self._server = server
         self._forward = forward
         self._continues = continues
+        self._heads = Heads()
         self._ending: set[asyncio.Task[None]] = set()
 
     @property
@@ -69,12 +73,13 @@ class Inference:
         """Whether requests need their metadata."""
         return self._forward is not None or self._continues
 
-    async def unary(self, packed: bytes, metadata: Metadata, exchange: Exchange) -> bytes:
+    async def unary(self, packed: bytes, exchange: Exchange, metadata: Metadata) -> bytes:
         """ModelInfer: a serialised response for a serialised request. Raises what `decode` and
         `Port.infer` raise."""
         arrived = time.monotonic_ns()
-        infer, raw = parse(packed)
-        request = await self._accept(infer, raw, metadata)
+        request = self._heads.again(packed) if self._forward is None else None
+        if request is None:
+            request = await self._accept(packed, metadata)
         request = await self._traced(request, metadata, arrived)
         trace = request.trace
         if trace is None:
@@ -91,7 +96,7 @@ class Inference:
     ) -> Accepted:
         """Start the request of a message of a stream, for which the stream began to wait at
         `arrived`. Raises what `decode` and `Port.stream` raise."""
-        request = self._decode(infer, raw, metadata)
+        request = await self._decode(infer, raw, metadata)
         request = await self._traced(request, metadata, arrived)
         try:
             responses = await self._server.stream(request)
@@ -116,19 +121,24 @@ class Inference:
         version = parse_version(infer.model_version)
         return await self._server.model_config(infer.model_name, version)
 
-    async def _accept(self, infer: Any, raw: Sequence[Buffer], metadata: Metadata) -> InferRequest:
-        """The request of a message. A model that cannot be asked at all is reported before faults
-        of the request, as in Triton."""
+    async def _accept(self, packed: bytes, metadata: Metadata) -> InferRequest:
+        """The request of a serialised message. A model that cannot be asked at all is reported
+        before faults of the request, as in Triton."""
+        infer, raw = parse(packed)
         try:
-            return self._decode(infer, raw, metadata)
+            request = await self._decode(infer, raw, metadata)
         except MicrokernelError:
             await self.config(infer)
             raise
-
-    def _decode(self, infer: Any, raw: Sequence[Buffer], metadata: Metadata) -> InferRequest:
         if self._forward is None:
-            return decode(infer, raw)
-        return decode(infer, raw, self._forward(metadata))
+            self._heads.remember(packed, request)
+        return request
+
+    async def _decode(self, infer: Any, raw: Sequence[Buffer], metadata: Metadata) -> InferRequest:
+        given = NOTHING_FORWARDED if self._forward is None else self._forward(metadata)
+        if not raw and infer.ByteSize() > _LARGE:
+            return await asyncio.to_thread(decode, infer, raw, given)
+        return decode(infer, raw, given)
 
     async def _traced(
         self, request: InferRequest, metadata: Metadata, arrived: int

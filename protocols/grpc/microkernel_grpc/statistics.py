@@ -10,8 +10,7 @@ from microkernel_grpc.schema import message
 
 
 def model_statistics(models: Iterable[ModelStatistics]) -> Message:
-    """The counters of model versions as a message. There is no response cache, so its durations are
-    zero."""
+    """The counters of model versions as a message."""
     return message("ModelStatisticsResponse")(model_stats=[_model(about) for about in models])
 
 
@@ -37,8 +36,8 @@ def _requests(stats: ModelStats) -> dict[str, Any]:
         "fail": _duration(stats.fail),
         "queue": _duration(stats.queue),
         **_compute(stats.compute),
-        "cache_hit": {},
-        "cache_miss": {},
+        "cache_hit": _duration(stats.cache_hit),
+        "cache_miss": _duration(stats.cache_miss),
     }
 
 

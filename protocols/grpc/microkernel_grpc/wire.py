@@ -2,6 +2,7 @@
 spares a copy of every tensor each way."""
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import TypeAlias
 
 Buffer: TypeAlias = bytes | bytearray | memoryview
@@ -19,24 +20,37 @@ def split_raw(packed: bytes) -> tuple[bytes, list[memoryview]] | None:
 
     None where the message is not of the plain form that clients send; protobuf may read it yet.
     """
-    view, end, position = memoryview(packed), len(packed), 0
-    kept: list[memoryview] = []
-    raw: list[memoryview] = []
+    places = raw_places(packed)
+    if places is None:
+        return None
+    view, kept, position = memoryview(packed), [], 0
+    for field, _, end in places:
+        kept.append(view[position:field])
+        position = end
+    kept.append(view[position:])
+    return b"".join(kept), [view[start:end] for _, start, end in places]
+
+
+def raw_places(packed: bytes) -> list[tuple[int, int, int]] | None:
+    """Where each of the `raw_input_contents` of a serialised ModelInferRequest lies: where its
+    field starts, and where its bytes start and end. None as `split_raw`."""
+    view, end, position, others = memoryview(packed), len(packed), 0, 0
+    places: list[tuple[int, int, int]] = []
     try:
         while position < end:
-            start = position
+            field = position
             tag, position = _varint(view, position)
-            length, position = _varint(view, position)
-            position += length
-            if tag & 7 != _LENGTH_DELIMITED or position > end or len(kept) > _MAX_FIELDS:
+            length, start = _varint(view, position)
+            position = start + length
+            if tag & 7 != _LENGTH_DELIMITED or position > end or others > _MAX_FIELDS:
                 return None
             if tag >> 3 == RAW_INPUT:
-                raw.append(view[position - length : position])
+                places.append((field, start, position))
             else:
-                kept.append(view[start:position])
+                others += 1
     except IndexError:
         return None
-    return b"".join(kept), raw
+    return places
 
 
 def _varint(view: memoryview, position: int) -> tuple[int, int]:
@@ -71,6 +85,7 @@ def _parts(head: bytes, contents: Sequence[Buffer]) -> list[Buffer]:
     return parts
 
 
+@lru_cache(1024)
 def _prefix(field: int, length: int) -> bytes:
     prefix = bytearray((field << 3 | _LENGTH_DELIMITED,))
     while length > 0x7F:

@@ -1,17 +1,19 @@
 """Answers as aiohttp responses."""
 
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any, TypeAlias
 
 from aiohttp import web
 
 from microkernel import REFUSAL, MicrokernelError
 from microkernel_http.encode import JSON, TEXT, to_bytes
+from microkernel_http.plain import succeed
 from microkernel_http.routes import Route
 from microkernel_http.status import error_body, status_of
 
 EndpointCall: TypeAlias = Callable[[Route, web.BaseRequest], Awaitable[web.StreamResponse]]
 """What answers the requests of an endpoint."""
+_TEXT_ONLY: Mapping[str, str] = {"Content-Type": TEXT}
 
 
 def json_answer(document: Any) -> web.Response:
@@ -24,9 +26,11 @@ def done_answer() -> web.Response:
     return web.Response(headers={"Content-Type": JSON})
 
 
-def health_answer(*, good: bool) -> web.Response:
+async def health_answer(request: web.BaseRequest, *, good: bool) -> web.StreamResponse:
     """200 or 400 with an empty body: clients look at the status only."""
-    return web.Response(status=200 if good else 400, headers={"Content-Type": TEXT})
+    if good:
+        return await succeed(request, _TEXT_ONLY, b"")
+    return web.Response(status=400, headers=_TEXT_ONLY)
 
 
 def key_answer() -> web.Response:

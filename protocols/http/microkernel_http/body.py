@@ -7,6 +7,7 @@ from aiohttp import web
 from microkernel import InvalidArgument
 from microkernel_http.encode import Buffer
 from microkernel_http.exchange import end_with_answer
+from microkernel_http.plain import succeed
 from microkernel_http.status import TimedOut
 
 MAX_CHUNKS = 65536
@@ -33,6 +34,8 @@ async def read(request: web.BaseRequest) -> bytes:
         await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         request.writer.output_size = 0
     try:
+        if announced and request.content.is_eof():
+            return request.content.read_nowait()  # all of it has come, which is quite ordinary
         return await (_read_plain(request) if announced else _read_chunked(request))
     except web.RequestPayloadError as error:
         raise InvalidArgument(f"failed to read the request body: {error}") from None
@@ -82,7 +85,7 @@ async def send(
     the operating system, and may be reused."""
     size = sum(map(len, buffers))
     if size <= JOINED:
-        return web.Response(body=b"".join(buffers), headers=headers)
+        return await succeed(request, headers, b"".join(buffers))
     response = web.StreamResponse(headers=headers)
     response.content_length = size
     await response.prepare(request)

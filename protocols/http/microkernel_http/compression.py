@@ -5,6 +5,7 @@ Inflating stops at a bound, whatever a body claims to be: a few bytes can stand 
 
 import zlib
 from collections.abc import Iterable, Iterator
+from functools import lru_cache
 
 from microkernel import Internal, InvalidArgument
 from microkernel_http.encode import Buffer
@@ -60,6 +61,7 @@ def _corrupt(reason: str) -> Internal:
     return Internal(f"failed to decompress the request body: {reason}")
 
 
+@lru_cache(256)
 def choose(accepted: str | None) -> str:
     """The coding of an answer by the request's `Accept-Encoding`: the known one of the highest
     weight, the first of equals, IDENTITY where none is acceptable. What is malformed is ignored,

@@ -55,10 +55,16 @@ class Connection(web.RequestHandler):
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
-        if data:  # else aiohttp asks itself to go on with what came earlier
+        waiter = self._waiter
+        if data and (waiter is None or not waiter.done()):  # else `begun` is next
             self._received = self._loop.time()
-            if self._head_since is None and self._idle():
+            if waiter is not None and self._head_since is None:
                 self._head_since = self._received
+
+    def resume_reading(self, *given: Any, **named: Any) -> None:
+        """aiohttp calls this twice for every body, and reading was hardly ever paused."""
+        if self._reading_paused:
+            super().resume_reading(*given, **named)
 
     def eof_received(self) -> bool:  # type: ignore[override] # asyncio asks whether to stay open
         """A client that sends nothing more may still wait for the answers to what it has sent."""
@@ -76,6 +82,8 @@ class Connection(web.RequestHandler):
         """The head of a request is whole; its body comes, or has come, in `payload`."""
         self._head_since = None
         self._payload = payload
+        if not payload.is_eof():
+            self._received = self._loop.time()
         if self._leaving is not None and not self._messages:
             self.close()
 

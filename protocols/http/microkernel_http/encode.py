@@ -8,10 +8,12 @@ from typing import Any, TypeAlias
 
 from microkernel import (
     CudaRegion,
+    DataType,
     InferResponse,
     ModelIndex,
     ModelMetadata,
     ServerMetadata,
+    Shape,
     SystemRegion,
     Tensor,
     TensorMetadata,
@@ -62,10 +64,28 @@ def encode(
     return Encoded(framing.headers(len(header)), (header, *buffers))
 
 
+def json_size(response: InferResponse, forms: OutputForms) -> int:
+    """The bytes of the outputs whose elements `encode` turns into JSON."""
+    if forms.everything:
+        return 0
+    size = 0
+    for output in response.outputs:
+        if output.name not in forms.binary:
+            size += len(output.data)
+    return size
+
+
 @lru_cache(1024)
 def _quoted(name: str) -> str:
     """A name as JSON. Those of models and tensors are few and recur."""
     return _dumps(name)
+
+
+@lru_cache(1024)
+def _about(name: str, datatype: DataType, shape: Shape) -> str:
+    """What an output is, as JSON. There are not many that differ."""
+    dims = ",".join(map(str, shape))
+    return f'"name":{_quoted(name)},"datatype":"{datatype.name}","shape":[{dims}]'
 
 
 def _output(
@@ -73,8 +93,7 @@ def _output(
 ) -> str:
     """An output as JSON, with its data or the size of what is added to `buffers`."""
     name, data = output.name, output.data
-    shape = ",".join(map(str, output.shape))
-    about = f'"name":{_quoted(name)},"datatype":"{output.datatype.name}","shape":[{shape}]'
+    about = _about(name, output.datatype, tuple(output.shape))
     if name in response.shared_outputs:
         return f"{{{about}}}"
     if not forms.is_binary(name):

@@ -5,13 +5,16 @@ the model's stream while the client has not taken what was sent, so a slow reade
 down and fills no memory here.
 """
 
+import asyncio
 import re
 from collections.abc import Callable, Mapping
 
 from aiohttp import web
 
 from microkernel import InferRequest, InferResponse, MicrokernelError, ResponseStream
-from microkernel_http.encode import Buffer
+from microkernel_http.body import LARGE
+from microkernel_http.decode import ALL_JSON
+from microkernel_http.encode import Buffer, json_size
 from microkernel_http.exchange import stated
 from microkernel_http.status import error_body, status_of
 from microkernel_http.traced import sending
@@ -49,7 +52,7 @@ async def send_events(
         async for response in responses:
             if response.flag_only:
                 continue
-            status, data = _told(response, encode)
+            status, data = await _told(response, encode)
             if answer is None:
                 answer = await _started(request, decoded, status)
             await answer.write(b"".join((b"data: ", data, b"\n\n")))
@@ -65,11 +68,15 @@ async def send_events(
     return answer
 
 
-def _told(response: InferResponse, encode: Callable[[InferResponse], Buffer]) -> tuple[int, Buffer]:
+async def _told(
+    response: InferResponse, encode: Callable[[InferResponse], Buffer]
+) -> tuple[int, Buffer]:
     """The status that a response stands for, and what is told of it as JSON, which holds no line
     break."""
     try:
         if response.error is None:
+            if json_size(response, ALL_JSON) > LARGE:
+                return 200, await asyncio.to_thread(encode, response)
             return 200, encode(response)
         error = response.error
     except MicrokernelError as unfit:

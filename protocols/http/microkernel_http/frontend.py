@@ -21,7 +21,7 @@ from microkernel_http.openapi import Guards
 from microkernel_http.queries import Queries
 from microkernel_http.restricted import restrictions
 from microkernel_http.routes import METHODS, Endpoint, Route, find
-from microkernel_http.served import Served, error_type, forbidden, settled
+from microkernel_http.served import Served, error_type, failed, forbidden
 from microkernel_http.settings import HttpSettings
 
 
@@ -36,6 +36,7 @@ class HttpFrontend(Served):
         self._keys = AccessKeys.read(file, "--http-auth-file")
         self._cors = Cors(settings.cors_origin) if settings.cors_origin else None
         self._restrictions = restrictions(settings.restricted_api)
+        self._guarded = bool(self._keys or self._restrictions)
         forwarding = Forwarding(settings.header_forward_pattern)
         limits = Limits(json_size=settings.max_input_size)
         headers = {endpoint: found.header for endpoint, found in self._restrictions.items()}
@@ -57,25 +58,26 @@ class HttpFrontend(Served):
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
         if self._cors is not None and (answer := _across(self._cors, request)) is not None:
             return answer
-        route = self._enter(request)
-        if not isinstance(route, Route):  # quicker than to ask for an answer of aiohttp
-            return route
-        answering = self._endpoints[route.endpoint](route, request)
-        return await settled(answering, request, error_type(route.endpoint))
-
-    def _enter(self, request: web.BaseRequest) -> Route | web.Response:
-        """The route of a request, or the answer to one that may not pass. Nothing of its body has
-        been read then."""
         route = find(request.method, request.raw_path)
-        is_open = not self._keys or (route is not None and route.endpoint in OPEN)
+        if self._guarded and (refusal := self._refusal(route, request)) is not None:
+            return refusal  # nothing of the body has been read
+        if route is None:
+            return status_answer(404, "Not Found")
+        if not route.allowed:
+            return method_answer(METHODS[route.endpoint])
+        try:
+            return await self._endpoints[route.endpoint](route, request)
+        except Exception as error:  # noqa: BLE001 - raised again where it has no answer
+            return failed(error, request, error_type(route.endpoint))
+
+    def _refusal(self, route: Route | None, request: web.BaseRequest) -> web.Response | None:
+        """The answer to a request that may not pass, None where it may."""
+        is_open = route is not None and route.endpoint in OPEN
         if not is_open and not admits(self._keys, request.headers):
             return key_answer()
         if route is None:
-            return status_answer(404, "Not Found")
-        refusal = forbidden(self._restrictions, route.endpoint, request.headers)
-        if refusal is not None:
-            return refusal
-        return route if route.allowed else method_answer(METHODS[route.endpoint])
+            return None
+        return forbidden(self._restrictions, route.endpoint, request.headers)
 
 
 def _across(cors: Cors, request: web.BaseRequest) -> web.Response | None:

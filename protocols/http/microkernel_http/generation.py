@@ -11,11 +11,11 @@ from aiohttp import web
 
 from microkernel import InferRequest, InferResponse, InvalidArgument, Port, ResponseStream
 from microkernel_http import traced
-from microkernel_http.answers import EndpointCall, error_answer, json_answer, status_answer
+from microkernel_http.answers import EndpointCall, error_answer, status_answer
 from microkernel_http.body import LARGE, read
 from microkernel_http.compression import IDENTITY
-from microkernel_http.decode import Limits
-from microkernel_http.encode import JSON, to_bytes
+from microkernel_http.decode import ALL_JSON, Limits
+from microkernel_http.encode import JSON, json_size, to_bytes
 from microkernel_http.events import send_events
 from microkernel_http.exchange import identify
 from microkernel_http.generate import from_response, to_request
@@ -62,14 +62,23 @@ class Generation:
 
     async def _many(self, request: web.BaseRequest, decoded: InferRequest) -> web.StreamResponse:
         responses = await self._server.stream(decoded)
-        return await send_events(
-            request, decoded, responses, lambda response: to_bytes(from_response(response))
-        )
+        return await send_events(request, decoded, responses, _as_json)
 
     async def _single(self, decoded: InferRequest, *, decoupled: bool) -> web.StreamResponse:
         if decoupled:
             return await _only(await self._server.stream(decoded))
-        return json_answer(from_response(await self._server.infer(decoded)))
+        return await _whole(await self._server.infer(decoded))
+
+
+def _as_json(response: InferResponse) -> bytes:
+    return to_bytes(from_response(response))
+
+
+async def _whole(response: InferResponse) -> web.Response:
+    """The answer that holds a response."""
+    large = json_size(response, ALL_JSON) > LARGE
+    body = await asyncio.to_thread(_as_json, response) if large else _as_json(response)
+    return web.Response(body=body, headers={"Content-Type": JSON})
 
 
 async def _only(responses: ResponseStream) -> web.Response:
@@ -89,7 +98,7 @@ async def _only(responses: ResponseStream) -> web.Response:
         return status_answer(200, _NOT_ONE, JSON)
     if first.error is not None:
         return error_answer(first.error, JSON)
-    return json_answer(from_response(first))
+    return await _whole(first)
 
 
 def _status(response: InferResponse) -> int:

@@ -8,7 +8,9 @@ is served as long as it answers exactly once.
 """
 
 import asyncio
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar, TypeVarTuple
 
 from aiohttp import web
 
@@ -33,14 +35,17 @@ from microkernel_http.decode import (
     OutputForms,
     decode,
 )
-from microkernel_http.encode import JSON, Buffer, Encoded, encode
+from microkernel_http.encode import JSON, Buffer, Encoded, encode, json_size
 from microkernel_http.events import EVENT_STREAM, send_events, wants_events
 from microkernel_http.exchange import identify
 from microkernel_http.forwarding import NOTHING_FORWARDED, Forwarding
 from microkernel_http.framing import LENGTH_HEADER, Framing
+from microkernel_http.heads import Heads
 from microkernel_http.raw import decode_raw
 from microkernel_http.routes import Route
 
+_Given = TypeVarTuple("_Given")
+_Made = TypeVar("_Made")
 _DECOUPLED = "doesn't support models with decoupled transaction policy"
 
 
@@ -58,22 +63,29 @@ class InferEndpoint:
         self._limits = limits
         self._forwarding = forwarding
         self._framing = framing
-        # One at a time, for a parsed text can take thirty times its size.
+        self._heads = Heads(limits)
+        # One at a time, for a parsed text, or one to be written, can take thirty times its size.
         self._large = ThreadPoolExecutor(1, "large-json")
 
     async def __call__(self, route: Route, request: web.BaseRequest) -> web.StreamResponse:
-        start, version = traced.now_ns(), route.version()
-        coding = request.headers.get("Content-Encoding", IDENTITY) or IDENTITY
+        start, version, headers = traced.now_ns(), route.version(), request.headers
+        coding = headers.get("Content-Encoding") or IDENTITY
         if coding != IDENTITY and coding not in CODINGS:
             return _unknown_compression()
         try:
-            body, length = await self._received(request, compressed=coding != IDENTITY)
+            body = await read(request)
+            if coding != IDENTITY:
+                body = await _inflated(body, self._limits.json_size)
+            length = self._framing.json_length(headers, len(body))
         except MicrokernelError:
             await self._check_model(route.model, version)
             raise
-        end, events = traced.now_ns(), wants_events(request.headers.get("Accept"))
+        end, events = traced.now_ns(), wants_events(headers.get("Accept"))
         try:
-            decoded, forms = await self._decode(body, length, route.model, version)
+            if 0 < length <= LARGE:
+                decoded, forms = self._heads.decode(body, length, route.model, version)
+            else:
+                decoded, forms = await self._decode(body, length, route.model, version)
             decoded = self._forwarding.onto(decoded, request.raw_headers)
             if events and length:
                 _check_forms(forms)
@@ -105,7 +117,10 @@ class InferEndpoint:
             response = await self._server.infer(decoded)
         except (InvalidArgument, NotFound, Unsupported) as error:
             return await self._refused(decoded, error)
-        encoded = encode(response, forms, self._framing)
+        if json_size(response, forms) > LARGE:
+            encoded = await self._aside(encode, response, forms, self._framing)
+        else:
+            encoded = encode(response, forms, self._framing)
         chosen = choose(request.headers.get("Accept-Encoding"))
         if chosen != IDENTITY:
             encoded = await _deflated(response, encoded, chosen)
@@ -113,23 +128,18 @@ class InferEndpoint:
         # `response` owns what the buffers show and lives until they are sent.
         return await send(request, encoded.headers, encoded.buffers)
 
-    async def _received(self, request: web.BaseRequest, *, compressed: bool) -> tuple[bytes, int]:
-        """The body, and the length of its JSON part."""
-        body = await read(request)
-        if compressed:
-            body = await _inflated(body, self._limits.json_size)
-        return body, self._framing.json_length(request.headers, len(body))
-
     async def _decode(
         self, body: bytes, length: int, model: str, version: int
     ) -> tuple[InferRequest, OutputForms]:
-        if length > LARGE:
-            loop, work = asyncio.get_running_loop(), (body, length, model, version, self._limits)
-            return await loop.run_in_executor(self._large, decode, *work)
+        """The request of a body with much JSON or none."""
         if length:
-            return decode(body, length, model, version, self._limits)
+            return await self._aside(decode, body, length, model, version, self._limits)
         config = await self._server.model_config(model, version)
         return decode_raw(body, config, model, version, self._limits), ALL_BINARY
+
+    async def _aside(self, work: Callable[[*_Given], _Made], *given: *_Given) -> _Made:
+        """Do what takes long in a thread."""
+        return await asyncio.get_running_loop().run_in_executor(self._large, work, *given)
 
     async def _refused(self, request: InferRequest, error: MicrokernelError) -> web.Response:
         """The answer where the request was at fault; raises what is about the model. A region that

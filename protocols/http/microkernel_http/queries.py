@@ -35,14 +35,14 @@ class Queries:
         }
 
     async def _live(self, route: Route, request: web.BaseRequest) -> web.StreamResponse:
-        return health_answer(good=await self._server.live())
+        return await health_answer(request, good=await self._server.live())
 
     async def _ready(self, route: Route, request: web.BaseRequest) -> web.StreamResponse:
-        return health_answer(good=await self._server.ready())
+        return await health_answer(request, good=await self._server.ready())
 
     async def _model_ready(self, route: Route, request: web.BaseRequest) -> web.StreamResponse:
         if await self._server.model_ready(route.model, route.version()):
-            return health_answer(good=True)
+            return await health_answer(request, good=True)
         return status_answer(400, "Model version not ready")
 
     async def _server_metadata(self, route: Route, request: web.BaseRequest) -> web.StreamResponse:

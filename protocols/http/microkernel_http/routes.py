@@ -5,6 +5,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import IntEnum, auto
+from functools import lru_cache
 from urllib.parse import unquote
 
 from microkernel import parse_version
@@ -35,7 +36,7 @@ class Endpoint(IntEnum):
     DOCS = auto()
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Route:
     """An endpoint, whether the method suits it, and what the path names: a model and its version, a
     repository, a shared-memory region and its kind (`system` or `cuda`); "" where it names none."""
@@ -89,8 +90,10 @@ METHODS: Mapping[Endpoint, frozenset[str]] = {endpoint: methods for _, methods, 
 """The methods that suit an endpoint, the same on each of its paths."""
 
 
+@lru_cache(256)
 def find(method: str, target: str) -> Route | None:
-    """The route of a request line, None where there is no such path."""
+    """The route of a request line, None where there is no such path. A server is asked for few of
+    them, again and again."""
     path = target.partition("?")[0]
     for pattern, methods, endpoint in _TABLE:
         found = pattern.fullmatch(path)

@@ -58,19 +58,26 @@ async def settled(
     """The answer to a request. Where answering fails that is an error, of the type given."""
     try:
         answer = await answering
-    except MicrokernelError as error:
-        answer = error_answer(error, error_type)
-    except ConnectionError:  # the client is gone, nobody waits for an answer
-        raise
-    except Exception:
-        log.exception(
-            "request failed unexpectedly",
-            path=request.raw_path,
-            model=_model(request),
-            request_id=getattr(request, "request_id", ""),
-        )
-        answer = status_answer(500, "internal error, see the server's log", error_type)
+    except Exception as error:  # noqa: BLE001 - raised again where it has no answer
+        answer = failed(error, request, error_type)
     return stated(request, answer)
+
+
+def failed(error: Exception, request: web.BaseRequest, error_type: str) -> web.Response:
+    """The answer, of the type given, to a request for which answering raised an error. Raises it
+    again where the client is gone and nobody waits for an answer."""
+    if isinstance(error, MicrokernelError):
+        return error_answer(error, error_type)
+    if isinstance(error, ConnectionError):
+        raise error
+    log.error(
+        "request failed unexpectedly",
+        exc_info=error,
+        path=request.raw_path,
+        model=_model(request),
+        request_id=getattr(request, "request_id", ""),
+    )
+    return status_answer(500, "internal error, see the server's log", error_type)
 
 
 def _model(request: web.BaseRequest) -> str:
