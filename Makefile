@@ -6,7 +6,7 @@ PIP := $(PY) -m pip install --quiet
 MODELS := models
 # Without a bound pip would rather take a years-old client than an older protobuf.
 CLIENT := 'tritonclient[http,grpc]>=2.60'
-EXAMPLES := examples/prepare.py examples/minilm.py $(shell find examples/repository -type f -not -name '*.pyc')
+EXAMPLES := examples/prepare.py examples/minilm.py examples/silero.py $(shell find examples/repository -type f -not -name '*.pyc')
 CONFIG := kernel/microkernel/config
 GRPC := protocols/grpc/microkernel_grpc
 
@@ -27,12 +27,14 @@ lint: $(VENV)/dev.stamp
 	$(PY) -m mypy examples/*.py
 	$(VENV)/bin/lint-imports
 
-# SOAK_SECONDS says how long the soak test takes, ten minutes by default.
+# SOAK_SECONDS says how long the soak test takes, and FUZZ_SECONDS for how long the decoders are
+# fuzzed in all, two at a time: ten minutes each by default. So long the state machines of the
+# schedulers run together; SCHEDULING_SECONDS says how long each of them does.
 # pytest answers 5 where no test is marked slow.
 test-slow: $(VENV)/dev.stamp
 	$(PY) -m pytest -m slow || [ $$? -eq 5 ]
 
-# FUZZ_SECONDS says how long in all, ten minutes by default; inputs with faults go to fuzz-findings.
+# The same for longer: FUZZ_SECONDS is an hour by default; inputs with faults go to fuzz-findings.
 fuzz: $(VENV)/dev.stamp
 	$(PY) tests/fuzz/run_fuzzers.py
 

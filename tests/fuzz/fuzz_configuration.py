@@ -12,7 +12,7 @@ from microkernel import InvalidArgument, ModelConfig
 from microkernel.config.codec import config_from_json, config_to_json, config_to_text
 from microkernel.config.parse import parse_text
 from microkernel.config.proto import config_message
-from microkernel.config.validate import ignored, not_offered, problems
+from microkernel.config.validate import ignored, problems
 from microkernel.models.checking import RequestChecker
 from microkernel.repository.override import Override, Unpacked
 from microkernel.workers.descriptors import Schema
@@ -106,7 +106,6 @@ def _check(config: ModelConfig) -> None:
     document = json.dumps(config_to_json(once))
     for again in (parse_text(text, "again"), config_from_json(document)):
         assert again == once or "nan" in text
-    not_offered(config)
     ignored(config)
     if not problems(config):
         grpc_config(config).SerializeToString()

@@ -11,7 +11,7 @@ from fuzz_mutations import NUMBERS, mutate_bytes
 from fuzz_requests import CONFIG
 from fuzz_targets import Target
 
-from microkernel import DATA_TYPES, InferResponse, NotFound, Outcome, Tensor
+from microkernel import DATA_TYPES, RESCHEDULE, InferResponse, NotFound, Outcome, Tensor
 from microkernel.request import Answer
 from microkernel.stats import Execution
 from microkernel.workers import descriptors, parts, wire
@@ -35,7 +35,9 @@ def _answer(*kinds: str) -> InferResponse:
     return InferResponse("m", 1, "", _tensors(*kinds), {"a": 1, "b": "c"})
 
 
-_OUTCOMES: tuple[Outcome, ...] = (_answer("INT8", "FP32"), NotFound("no"), _answer())
+_OUTCOMES: tuple[Outcome, ...] = (
+    *(_answer("INT8", "FP32"), NotFound("no"), RESCHEDULE, _answer()),
+)
 
 
 def _result() -> bytes:
@@ -46,7 +48,8 @@ def _result() -> bytes:
 
 def _part(outcome: Outcome | None) -> bytes:
     moments = parts.Moments(1, 2)
-    message, _ = parts.part_message(7, outcome, _SCHEMA, moments, final=outcome is None)
+    final = outcome in (None, RESCHEDULE)
+    message, _ = parts.part_message(7, outcome, _SCHEMA, moments, final=final)
     return message[HEADER_SIZE:]
 
 
@@ -78,7 +81,7 @@ def _read_fixed(body: bytes) -> Any:
 
 _READERS: tuple[tuple[Callable[[bytes], Any], tuple[bytes, ...]], ...] = (
     (_read_result, (_result(),)),
-    (_read_part, (_part(_answer("FP32")), _part(NotFound("no")), _part(None))),
+    (_read_part, tuple(map(_part, (_answer("FP32"), NotFound("no"), RESCHEDULE, None)))),
     (_read_stream, (wire.need_message(7) + wire.frame(Kind.LOG, b"x"), wire.map_message(1, 2))),
     (_read_fixed, (json.dumps(["NOT_FOUND", "no"]).encode(), bytes(12))),
 )

@@ -311,7 +311,8 @@ def test_errors_of_checks_name_the_request(
 
 @pytest.mark.parametrize("version", ["m", "1x", "1.0", "99999999999999999999"])
 def test_a_version_that_is_no_number(server: Running, version: str) -> None:
-    asked, phrase = Asked("adder_python", [A, B], version=version), "failed to get model version"
+    asked = Asked("adder_python", [A, B], version=version)
+    phrase = "failed to get model version from specified version string"
     status, message = over_grpc(server, asked)
     assert (status, phrase in message) == ("INVALID_ARGUMENT", True)
     status, message = over_http(server, asked)
@@ -354,7 +355,10 @@ def of_shape(shape: str, data: str = "[1]") -> str:
             '{"inputs":[{"name":"A","datatype":"FP32","data":[]}]}',
             *(500, "attempt to access non-existing object member 'shape'"),
         ),
-        (of_shape("[1,3]", '["x"]'), 500, "attempt to access JSON non-number as double"),
+        (
+            of_shape("[1,3]", '["x"]'),
+            *(500, "Unable to parse 'data': attempt to access JSON non-number as double"),
+        ),
         (of_shape("[1,3]", "[1,2]"), 500, "Failed to parse 'data' field: shape does not match"),
         (of_shape("[1,3]", "[1,2,3,4]"), 500, "Shape does not match true shape of 'data' field"),
         (of_shape("[-1,3]"), 500, "attempt to access JSON non-unsigned-integer"),
@@ -404,7 +408,10 @@ def test_a_repository_cannot_be_named(server: Running, action: str) -> None:
     assert phrase in raised.value.details()
 
 
-@pytest.mark.parametrize("path", ["/", "/v2/", "/v3", "/v2/models/words/versions/x/infer", "/%00"])
+WORDS_X = "/v2/models/words/versions/x"
+
+
+@pytest.mark.parametrize("path", ["/", "/v2/", "/v3", WORDS_X, f"{WORDS_X}/infer", "/%00"])
 def test_no_such_route(server: Running, path: str) -> None:
     found = server.get(path)
     assert (found.status, found.error) == (404, "Not Found")
