@@ -3,6 +3,7 @@
 import argparse
 import importlib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
@@ -11,6 +12,16 @@ import numpy.typing as npt
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
 Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One request of several that the model must see in order: the id of their sequence, a number
+    or a text, and whether this is the first or the last one."""
+
+    sequence: int | str
+    start: bool = False
+    end: bool = False
 
 
 class Client:
@@ -42,19 +53,35 @@ class Client:
             raise SystemExit(f"the server at {self._url} is not ready")
 
     def infer(
-        self, model: str, inputs: Mapping[str, Array], outputs: Sequence[str]
+        self,
+        model: str,
+        inputs: Mapping[str, Array],
+        outputs: Sequence[str],
+        step: Step | None = None,
     ) -> dict[str, Array]:
-        """Run a model. Arrays of objects go out as BYTES. Raises InferenceServerException with the
-        server's message where it refuses."""
+        """Run a model. Arrays of objects go out as BYTES. A model that remembers must be told which
+        step of a sequence it is. Raises InferenceServerException with the server's message where it
+        refuses."""
         asked = [self._protocol.InferRequestedOutput(name) for name in outputs]
         sent = [self._input(name, array) for name, array in inputs.items()]
-        result = self._connection.infer(model, sent, outputs=asked)
+        result = self._connection.infer(model, sent, outputs=asked, **_sequence(step))
         return {name: result.as_numpy(name) for name in outputs}
 
     def _input(self, name: str, array: Array) -> Any:
         tensor = self._protocol.InferInput(name, array.shape, np_to_triton_dtype(array.dtype))
         tensor.set_data_from_numpy(array)
         return tensor
+
+
+def _sequence(step: Step | None) -> dict[str, Any]:
+    """What the client library calls it."""
+    if step is None:
+        return {}
+    return {
+        "sequence_id": step.sequence,
+        "sequence_start": step.start,
+        "sequence_end": step.end,
+    }
 
 
 def strings(elements: Sequence[str | bytes]) -> Array:

@@ -1,27 +1,12 @@
-"""What kind of file is it? The server turns the content into numbers and these into a score per
-kind; here the best one is named."""
+"""What kind of file is it? An ensemble on the server turns the content into numbers, these into a
+score per kind, and names the best one."""
 
 import argparse
-import json
 from pathlib import Path
-from typing import TypedDict
 
-import numpy as np
-import numpy.typing as npt
 from client import Client, add_options, connect, strings
 
 BLOCK = 4096
-FEWEST = 8
-PADDING = 256
-
-
-class Rule(TypedDict):
-    """What one output of the network stands for: `label` where its score reaches `threshold`, else
-    `otherwise`."""
-
-    label: str
-    threshold: float
-    otherwise: str
 
 
 def excerpt(path: Path) -> bytes:
@@ -37,47 +22,21 @@ def excerpt(path: Path) -> bytes:
         return begin + file.read()
 
 
-def without_model(content: bytes, features: npt.NDArray[np.int32]) -> str:
-    """The kind of a file with fewer than eight bytes beside white space, on which the network was
-    not trained; "" where it is to be asked."""
-    if not content:
-        return "empty"
-    if features[FEWEST - 1] != PADDING:
-        return ""
-    try:
-        content[:BLOCK].decode()
-    except UnicodeDecodeError:
-        return "unknown"
-    return "txt"
-
-
-def decide(scores: npt.NDArray[np.float32], rules: list[Rule]) -> tuple[str, float]:
-    """The label of the highest score, and that score."""
-    best = int(scores.argmax())
-    rule, score = rules[best], float(scores[best])
-    return rule["label"] if score >= rule["threshold"] else rule["otherwise"], score
-
-
-def file_type(client: Client, content: bytes, rules: list[Rule]) -> tuple[str, float]:
+def file_type(client: Client, content: bytes) -> tuple[str, float]:
     """The kind of a file and how sure that is, 0 to 1."""
-    numbers = client.infer("file_bytes", {"content": strings([content])}, ("features",))["features"]
-    if label := without_model(content, numbers[0]):
-        return label, 1.0
-    scores = client.infer("magika", {"bytes": numbers}, ("target_label",))["target_label"]
-    return decide(scores[0], rules)
+    found = client.infer("file_type", {"content": strings([content])}, ("label", "score"))
+    return found["label"][0, 0].decode(), float(found["score"][0, 0])
 
 
 def main() -> None:
     """Run from the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE")
-    parser.add_argument("--labels", type=Path, default=Path("models/magika/labels.json"))
     add_options(parser)
     options = parser.parse_args()
-    rules = json.loads(options.labels.read_text())
     with connect(options) as client:
         for path in options.files:
-            label, score = file_type(client, excerpt(path), rules)
+            label, score = file_type(client, excerpt(path))
             print(f"{path}: {label} ({score:.2f})")
 
 

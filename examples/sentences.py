@@ -1,12 +1,12 @@
-"""How alike are sentences? The server turns text into tokens and tokens into vectors; here their
-angles are compared."""
+"""What are sentences about, and how alike are they? An ensemble on the server turns text into
+tokens, these into vectors, and finds the nearest topic; here the vectors' angles are compared."""
 
 import argparse
 from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
-from client import Client, add_options, connect, strings
+from client import Array, Client, add_options, connect, strings
 
 Vectors = npt.NDArray[np.float32]
 
@@ -21,17 +21,23 @@ SENTENCES = (
 
 def embed(client: Client, sentences: Sequence[str]) -> Vectors:
     """One unit vector per sentence, [N, 384]."""
+    return _ask(client, sentences, "embedding")
+
+
+def topics(client: Client, sentences: Sequence[str]) -> list[str]:
+    """What each sentence is about."""
+    return [topic.decode() for topic in _ask(client, sentences, "topic")[:, 0]]
+
+
+def _ask(client: Client, sentences: Sequence[str], output: str) -> Array:
+    """One output of the ensemble, which runs only the steps that it needs."""
     parts = [
-        _embed_batch(client, sentences[start : start + MODEL_BATCH])
+        client.infer(
+            "sentences", {"text": strings(sentences[start : start + MODEL_BATCH])}, (output,)
+        )
         for start in range(0, len(sentences), MODEL_BATCH)
     ]
-    return np.concatenate(parts)
-
-
-def _embed_batch(client: Client, sentences: Sequence[str]) -> Vectors:
-    names = ("input_ids", "attention_mask")
-    tokens = client.infer("tokenize", {"text": strings(sentences)}, names)
-    return client.infer("minilm", tokens, ("embedding",))["embedding"]
+    return np.concatenate([part[output] for part in parts])
 
 
 def table(sentences: Sequence[str], vectors: Vectors) -> str:
@@ -54,6 +60,8 @@ def main() -> None:
     options = parser.parse_args()
     with connect(options) as client:
         print(table(options.sentences, embed(client, options.sentences)))
+        for number, topic in enumerate(topics(client, options.sentences), 1):
+            print(f"{number:2} is about {topic}")
 
 
 if __name__ == "__main__":

@@ -21,6 +21,9 @@ Microkernel is ready on port {port}. In another terminal:
   curl -s http://127.0.0.1:{port}/v2/models/tokenize/infer -d '{{"inputs": [{{"name": "text",
     "datatype": "BYTES", "shape": [1, 1], "data": ["Hello, world"]}}]}}'
       answers with input_ids and attention_mask, INT64 of shape [1, 5]
+  curl -s --data-binary @README.md -H 'Inference-Header-Content-Length: 0' \
+    http://127.0.0.1:{port}/v2/models/file_type/infer --output -
+      tells the type of a file, here markdown
   {python} {examples}/sentences.py
   {python} {examples}/file_type.py README.md
 

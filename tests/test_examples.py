@@ -7,7 +7,6 @@ import json
 import struct
 import subprocess
 import sys
-import wave
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -59,35 +58,58 @@ class Direct:
         import onnxruntime
         import torch
 
+        from microkernel.config.parse import read_config
+
         self._torch = torch
         folders = {path.name: path for path in repository.iterdir()}
         self._scripts = {
             name: torch.jit.load(folders[name] / "1" / "model.pt")  # type: ignore[no-untyped-call]
-            for name in ("minilm", "silero_vad")
+            for name in ("minilm",)
         }
         self._magika = onnxruntime.InferenceSession(
             folders["magika"] / "1" / "model.onnx", providers=["CPUExecutionProvider"]
         )
-        self._python = {name: _started(folders[name]) for name in ("tokenize", "file_bytes")}
+        self._python = {
+            name: _started(folders[name])
+            for name in ("tokenize", "topic", "file_bytes", "file_label")
+        }
+        self._inputs = {
+            name: [tensor.name for tensor in read_config(folders[name] / "config.pbtxt").input]
+            for name in self._scripts
+        }
+        self._ensembles = {
+            name: read_config(folders[name] / "config.pbtxt") for name in ("sentences", "file_type")
+        }
 
     def infer(
         self, model: str, inputs: Mapping[str, Array], outputs: Sequence[str]
     ) -> dict[str, Array]:
+        if model in self._ensembles:
+            return self._run_steps(model, inputs, outputs)
         if model == "magika":
             results = self._magika.run(list(outputs), dict(inputs))
             return dict(zip(outputs, results, strict=True))
         if model in self._scripts:
-            return {outputs[0]: self._run_script(model, list(inputs.values()))}
+            arrays = [inputs[name] for name in self._inputs[model]]
+            return {outputs[0]: self._run_script(model, arrays)}
         return self._run_python(model, inputs, outputs)
 
+    def _run_steps(
+        self, model: str, inputs: Mapping[str, Array], outputs: Sequence[str]
+    ) -> dict[str, Array]:
+        """The steps of an ensemble one after the other, as a client would ask for them."""
+        scheduling = self._ensembles[model].ensemble_scheduling
+        assert scheduling is not None
+        tensors = dict(inputs)
+        for step in scheduling.step:
+            given = {name: tensors[tensor] for name, tensor in step.input_map.items()}
+            found = self.infer(step.model_name, given, list(step.output_map))
+            tensors |= {step.output_map[name]: array for name, array in found.items()}
+        return {name: tensors[name] for name in outputs}
+
     def _run_script(self, model: str, arrays: list[Array]) -> Array:
-        # The rate of the speech model is a number in the script, a tensor of one on the wire.
-        arguments = [
-            array.item() if array.shape == (1,) else self._torch.from_numpy(array)
-            for array in arrays
-        ]
         with self._torch.inference_mode():
-            result: Array = self._scripts[model](*arguments).numpy()
+            result: Array = self._scripts[model](*map(self._torch.from_numpy, arrays)).numpy()
         return result
 
     def _run_python(
@@ -134,10 +156,15 @@ def test_the_repository_is_complete(repository: Path) -> None:
     files = {str(path.relative_to(repository)) for path in repository.rglob("*") if path.is_file()}
     assert files == {
         *("silero_vad/config.pbtxt", "silero_vad/1/model.pt"),
+        *("speech_stream/config.pbtxt", "speech_stream/1/model.pt"),
         *("minilm/config.pbtxt", "minilm/1/model.pt"),
         *("tokenize/config.pbtxt", "tokenize/1/model.py", "tokenize/tokenizer.json"),
+        *("topic/config.pbtxt", "topic/1/model.py", "topic/topics.txt", "topic/topics.npy"),
+        "sentences/config.pbtxt",
         *("file_bytes/config.pbtxt", "file_bytes/1/model.py"),
-        *("magika/1/model.onnx", "magika/labels.json"),
+        "magika/1/model.onnx",
+        *("file_label/config.pbtxt", "file_label/1/model.py", "file_label/labels.json"),
+        "file_type/config.pbtxt",
         *("repeat_int32/config.pbtxt", "repeat_int32/1/model.py"),
     }
 
@@ -146,9 +173,14 @@ def test_the_repository_is_complete(repository: Path) -> None:
     ("model", "batch", "inputs", "outputs"),
     [
         ("silero_vad", 0, ["x", "sr"], ["OUTPUT__0"]),
+        ("speech_stream", 64, ["audio__0"], ["probability__0"]),
         ("minilm", 16, ["input_ids", "attention_mask"], ["embedding"]),
         ("tokenize", 16, ["text"], ["input_ids", "attention_mask"]),
+        ("topic", 16, ["embedding"], ["topic", "likeness"]),
+        ("sentences", 16, ["text"], ["embedding", "topic", "likeness"]),
         ("file_bytes", 4, ["content"], ["features"]),
+        ("file_label", 4, ["content", "features", "scores"], ["label", "score"]),
+        ("file_type", 4, ["content"], ["label", "score"]),
     ],
 )
 def test_the_configurations_are_read(
@@ -265,6 +297,12 @@ def test_like_sentences_are_more_alike(direct: Direct) -> None:
     ]
 
 
+def test_sentences_have_topics(direct: Direct) -> None:
+    module = example_module("sentences")
+    found = module.topics(direct, [*module.SENTENCES, "It will rain tomorrow."])
+    assert found == ["animals", "animals", "finance", "finance", "weather"]
+
+
 def test_a_long_text_is_cut(direct: Direct) -> None:
     text = example_module("client").strings(["word " * 1000])
     ids = direct.infer("tokenize", {"text": text}, ("input_ids",))["input_ids"]
@@ -329,13 +367,13 @@ CONTENTS = {
 
 @pytest.mark.parametrize("content", CONTENTS.values(), ids=CONTENTS.keys())
 def test_file_types_are_those_of_magika(
-    direct: Direct, magika: Any, repository: Path, tmp_path: Path, content: bytes
+    direct: Direct, magika: Any, tmp_path: Path, content: bytes
 ) -> None:
     module = example_module("file_type")
-    rules = json.loads((repository / "magika" / "labels.json").read_text())
     path = tmp_path / "file"
     path.write_bytes(content)
-    label, score = module.file_type(direct, module.excerpt(path), rules)
+    label, score = module.file_type(direct, module.excerpt(path))
+    assert module.file_type(direct, content) == (label, score)  # all of it gives the same
     known = magika.identify_bytes(content).prediction
     assert label == known.output.label
     assert score == pytest.approx(known.score, abs=1e-6)
@@ -351,50 +389,14 @@ def test_an_unsure_score_names_the_wider_kind(
         {"label": "markdown", "threshold": 0.75, "otherwise": "txt"},
         {"label": "zip", "threshold": 0.5, "otherwise": "unknown"},
     ]
-    label, score = example_module("file_type").decide(np.array(scores), rules)
+    module = python_model(EXAMPLES / "repository" / "file_label")
+    label, score = module.decide(np.array(scores), rules)
     assert (label, score) == expected
 
 
 def test_every_output_of_the_network_has_a_rule(repository: Path, direct: Direct) -> None:
-    rules = json.loads((repository / "magika" / "labels.json").read_text())
+    rules = json.loads((repository / "file_label" / "labels.json").read_text())
     assert direct._magika.get_outputs()[0].shape[1] == len(rules)
     by_label = {rule["label"]: rule for rule in rules}
     assert by_label["markdown"] == {"label": "markdown", "threshold": 0.75, "otherwise": "txt"}
     assert by_label["zip"] == {"label": "zip", "threshold": 0.5, "otherwise": "unknown"}
-
-
-def test_the_made_up_voice_is_heard(direct: Direct) -> None:
-    module = example_module("speech")
-    first = list(module.probabilities(direct, module.made_up()))
-    again = list(module.probabilities(direct, module.made_up()))
-    assert first == again
-    assert max(first[:14]) < 0.1
-    assert np.mean(np.array(first[17:45]) > 0.5) > 0.9
-    assert max(first[-5:]) < 0.1
-
-
-@pytest.mark.parametrize(("samples", "rows"), [(0, 0), (1, 1), (512, 1), (513, 2)])
-def test_a_recording_is_cut_into_windows(samples: int, rows: int) -> None:
-    cut = example_module("speech").windows(np.ones(samples, np.float32))
-    assert cut.shape == (rows, 512)
-    assert cut.sum() == samples
-
-
-def write_wav(path: Path, rate: int, channels: int) -> None:
-    with wave.open(str(path), "wb") as file:
-        file.setframerate(rate)
-        file.setnchannels(channels)
-        file.setsampwidth(2)
-        file.writeframes(np.array([0, 16384, -32768, 0], "<i2").tobytes())
-
-
-def test_a_recording_is_read(tmp_path: Path) -> None:
-    write_wav(tmp_path / "a.wav", 16000, 1)
-    assert example_module("speech").read_wav(tmp_path / "a.wav").tolist() == [0, 0.5, -1, 0]
-
-
-@pytest.mark.parametrize(("rate", "channels"), [(8000, 1), (16000, 2)])
-def test_another_form_of_recording_is_refused(tmp_path: Path, rate: int, channels: int) -> None:
-    write_wav(tmp_path / "a.wav", rate, channels)
-    with pytest.raises(SystemExit, match=f"{rate} Hz, {channels} channels, 16 bits; the model"):
-        example_module("speech").read_wav(tmp_path / "a.wav")

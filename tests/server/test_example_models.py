@@ -139,12 +139,9 @@ def test_rows_that_meet_in_a_batch_keep_their_numbers(
 
 @PROTOCOLS
 @pytest.mark.parametrize("name", ["sentences", "speech", "file_type"])
-def test_an_example_client_gives_its_answer(
-    server: Running, repository: Path, name: str, grpc: bool
-) -> None:
-    labels = ["--labels", str(repository / "magika" / "labels.json")]
+def test_an_example_client_gives_its_answer(server: Running, name: str, grpc: bool) -> None:
     files = [str(EXAMPLES / "speech.py"), str(ROOT / "Makefile")]
-    arguments = [*labels, *files] if name == "file_type" else []
+    arguments = files if name == "file_type" else []
     url = ["--url", server.grpc_url, "--grpc"] if grpc else ["--url", server.http_url]
     command = [sys.executable, str(EXAMPLES / f"{name}.py"), *url, *arguments]
     result = subprocess.run(command, check=False, capture_output=True, text=True)
@@ -152,10 +149,48 @@ def test_an_example_client_gives_its_answer(
     lines = result.stdout.splitlines()
     if name == "sentences":
         assert lines[1].endswith("  1.00  0.74  0.00 -0.02")
+        assert lines[-1] == " 4 is about finance"
     elif name == "speech":
         assert [float(lines[i].split()[2]) > 0.5 for i in (5, 30, 60)] == [False, True, False]
     else:
         assert lines == [f"{files[0]}: python (1.00)", f"{files[1]}: makefile (1.00)"]
+
+
+def test_the_content_of_a_file_is_a_whole_request(server: Running) -> None:
+    for path, kind in ((EXAMPLES / "speech.py", b"python"), (ROOT / "Makefile", b"makefile")):
+        found = server.post(
+            "/v2/models/file_type/infer", path.read_bytes(), Inference_Header_Content_Length="0"
+        )
+        assert found.status == 200
+        assert found.body[int(found.headers["inference-header-content-length"]) + 4 :][:-4] == kind
+
+
+@PROTOCOLS
+def test_an_ensemble_gives_what_its_chained_models_give(
+    server: Running, tmp_path: Path, grpc: bool
+) -> None:
+    sentences = ["The cat sleeps.", "Shares fell sharply again this morning.", "Rain"]
+    with connect(server, grpc=grpc) as client:
+        text = {"text": _texts(sentences)}
+        tokens = client.infer("tokenize", text, ("input_ids", "attention_mask"))
+        embedding = client.infer("minilm", tokens, ("embedding",))
+        topic = client.infer("topic", embedding, ("topic", "likeness"))
+        whole = client.infer("sentences", text, ("embedding", "topic", "likeness"))
+        for name, array in {**embedding, **topic}.items():
+            assert array.tolist() == whole[name].tolist()
+        content = {"content": _texts([b"{}", (EXAMPLES / "prepare.py").read_bytes()])}
+        features = client.infer("file_bytes", content, ("features",))["features"]
+        scores = client.infer("magika", {"bytes": features}, ("target_label",))["target_label"]
+        chained = {**content, "features": features, "scores": scores}
+        labels = client.infer("file_label", chained, ("label", "score"))
+        found = client.infer("file_type", content, ("label", "score"))
+        assert labels["label"].tolist() == found["label"].tolist() == [[b"txt"], [b"python"]]
+        assert labels["score"].tolist() == found["score"].tolist()
+
+
+def _texts(elements: list[Any]) -> Array:
+    texts: Array = importlib.import_module("client").strings(elements)
+    return texts
 
 
 def counters(server: Running) -> tuple[float, float, float]:
