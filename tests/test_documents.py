@@ -190,12 +190,12 @@ def test_every_family_of_metrics_is_compared_and_no_other() -> None:
 
 
 def test_every_front_end_is_compared() -> None:
-    frontends = {name for name, module in PLUGINS.items() if not _has_backends(module)}
+    frontends = {name for name, module in PLUGINS.items() if _has_frontends(module)}
     assert offered("Front ends") == frontends
 
 
-def _has_backends(module: str) -> bool:
-    return hasattr(importlib.import_module(module), "register_backends")
+def _has_frontends(module: str) -> bool:
+    return hasattr(importlib.import_module(module), "register_frontends")
 
 
 @pytest.mark.parametrize(

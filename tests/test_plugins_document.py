@@ -21,7 +21,11 @@ from microkernel import (
     Tensor,
     hookspecs,
 )
+from microkernel.cache_config import parse_cache_config
+from microkernel.caching.lookups import ModelCache
+from microkernel.caching.opening import open_cache
 from microkernel.config.parse import parse_text
+from microkernel.plugins import discover
 from microkernel.testing import check_backend
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -97,6 +101,36 @@ def test_the_documented_settings_are_settings() -> None:
     declared: list[type[object]] = []
     names["register_options"](declared.append)
     assert microkernel.options.options_of(declared[0])["factor"][1].flag == "--doubler-factor"
+
+
+async def test_the_documented_cache_keeps_responses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    info = tmp_path / "shelf-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: shelf\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[microkernel.plugins]\nshelf = shelf\n")
+    [source] = [block for block in blocks("python") if "register_caches" in block]
+    (tmp_path / "shelf.py").write_text(source)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    folder = tmp_path / "responses"
+    folder.mkdir()
+
+    choice = parse_cache_config([f"shelf,folder={folder}"], 0)
+    assert choice is not None
+    config = replace(parse_text(blocks("pbtxt")[0], "docs/plugins.md"), name="twice")
+    cache = ModelCache(open_cache(choice, discover(), {}), config, 1, b"files")
+    request = InferRequest("twice", (Tensor.from_numpy("x", np.ones((1, 2), np.float32)),))
+    outputs = (Tensor.from_numpy("y", np.full((1, 2), 2, np.float32)),)
+    miss = await cache.look(request)
+    assert miss.outputs is None
+    await miss.keep(outputs)
+    hit = await cache.look(request)
+    assert hit.outputs is not None
+    assert [tensor.as_numpy().tolist() for tensor in hit.outputs] == [[[2.0, 2.0]]]
+    [file] = folder.iterdir()
+    file.write_bytes(file.read_bytes()[:-1])
+    assert (await cache.look(request)).outputs is None
 
 
 @pytest.mark.parametrize("name", sorted(HOOKS))

@@ -18,6 +18,9 @@ from microkernel.backend import (
     WorkerKind,
 )
 from microkernel.batch import Batch
+from microkernel.batching import BatchingStrategy, OpenBatch
+from microkernel.binding import Binding
+from microkernel.cache import Cache, CacheType
 from microkernel.config.codec import config_from_json, config_to_json, config_to_text
 from microkernel.config.model import (
     DynamicBatching,
@@ -27,8 +30,10 @@ from microkernel.config.model import (
     ModelOutput,
     ModelParameter,
     Reshape,
+    SecondaryDevice,
     TransactionPolicy,
 )
+from microkernel.config.tensors import model_inputs, model_outputs
 from microkernel.dlpack import export_dlpack, load_dlpack
 from microkernel.documents import statistics_document
 from microkernel.errors import (
@@ -65,12 +70,14 @@ from microkernel.port import (
 )
 from microkernel.request import (
     LATEST,
+    RESCHEDULE,
     InferRequest,
     InferResponse,
     Outcome,
     Parameter,
     Parameters,
     RegionPart,
+    Reschedule,
     Sequence,
     parse_version,
 )
@@ -93,6 +100,8 @@ from microkernel.trace import Trace, TracedTensor
 if TYPE_CHECKING:
     from microkernel.hookspecs import (
         RegisterBackend,
+        RegisterBatchingStrategy,
+        RegisterCache,
         RegisterFrontend,
         RegisterOptions,
         RegisterPreset,
@@ -106,6 +115,8 @@ if TYPE_CHECKING:
 _LATER = {
     "Options": "microkernel.inprocess",
     "RegisterBackend": "microkernel.hookspecs",
+    "RegisterBatchingStrategy": "microkernel.hookspecs",
+    "RegisterCache": "microkernel.hookspecs",
     "RegisterFrontend": "microkernel.hookspecs",
     "RegisterOptions": "microkernel.hookspecs",
     "RegisterPreset": "microkernel.hookspecs",
@@ -131,12 +142,17 @@ __all__ = [
     "LATEST",
     "NO_CONTEXT",
     "REFUSAL",
+    "RESCHEDULE",
     "AccessKeys",
     "AlreadyExists",
     "Backend",
     "BackendType",
     "Batch",
+    "BatchingStrategy",
     "Between",
+    "Binding",
+    "Cache",
+    "CacheType",
     "Cancelled",
     "Compute",
     "CudaRegion",
@@ -168,6 +184,7 @@ __all__ = [
     "ModelStatistics",
     "ModelStats",
     "NotFound",
+    "OpenBatch",
     "Options",
     "Outcome",
     "Parameter",
@@ -176,12 +193,16 @@ __all__ = [
     "Port",
     "RegionPart",
     "RegisterBackend",
+    "RegisterBatchingStrategy",
+    "RegisterCache",
     "RegisterFrontend",
     "RegisterOptions",
     "RegisterPreset",
+    "Reschedule",
     "Reshape",
     "ResponseStats",
     "ResponseStream",
+    "SecondaryDevice",
     "Sender",
     "Sequence",
     "Server",
@@ -214,6 +235,8 @@ __all__ = [
     "export_dlpack",
     "hookimpl",
     "load_dlpack",
+    "model_inputs",
+    "model_outputs",
     "option",
     "parse_version",
     "processors",

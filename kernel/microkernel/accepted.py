@@ -10,11 +10,7 @@ _GPU_BYTES = Shaped("<gpu>:<bytes>", r"[0-9]+:[0-9]+")
 _GPU_FRACTION = Shaped(
     "<gpu>:<fraction>, the fraction from 0 to 1", r"[0-9]+:(0|0?\.[0-9]+|1(\.0+)?)"
 )
-_SETTING = Shaped("<name>,<key>=<value>", r"[^,=]+,[^,=]+=.*")
-_RESOURCE = Shaped("<name>:<count> or <name>:<count>:<device>", r"[^:]+:[0-9]+(:[0-9]+)?")
 _NO_POOL = "each worker takes the memory that its batches need, there is no pool"
-_NO_CACHE = "responses are not cached"
-_NO_LIMITER = "an instance runs whenever it is free"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,19 +45,9 @@ class AcceptedSettings:
         no_effect="there are no repository agents",
     )
     cache_directory: str = option(
-        "/opt/tritonserver/caches", flag="--cache-directory", no_effect=_NO_CACHE
-    )
-    cache_config: tuple[str, ...] = option(
-        (), flag="--cache-config", many=True, check=_SETTING, no_effect=_NO_CACHE
-    )
-    response_cache_byte_size: int = option(
-        0, flag="--response-cache-byte-size", check=Between(0), no_effect=_NO_CACHE
-    )
-    rate_limit: str = option(
-        "off", flag="--rate-limit", choices=("off", "execution_count"), no_effect=_NO_LIMITER
-    )
-    rate_limit_resource: tuple[str, ...] = option(
-        (), flag="--rate-limit-resource", many=True, check=_RESOURCE, no_effect=_NO_LIMITER
+        "/opt/tritonserver/caches",
+        flag="--cache-directory",
+        no_effect="caches are plug-ins, which are installed with pip",
     )
     pinned_memory_pool_byte_size: int = option(
         1 << 28, flag="--pinned-memory-pool-byte-size", check=Between(0), no_effect=_NO_POOL
@@ -87,11 +73,4 @@ class AcceptedSettings:
         flag="--buffer-manager-thread-count",
         check=Between(0),
         no_effect="inputs are gathered by the thread that dispatches them",
-    )
-    host_policy: tuple[str, ...] = option(
-        (),
-        flag="--host-policy",
-        many=True,
-        check=_SETTING,
-        no_effect="instances are not bound to processors; start the server with numactl",
     )

@@ -11,7 +11,13 @@ from typing import Any
 
 import structlog
 
+from microkernel import host
 from microkernel.backend_config import parse_backend_config, values_for, without_effect
+from microkernel.batching import StrategyFactory
+from microkernel.binding import parse_host_policies
+from microkernel.cache import Cache
+from microkernel.cache_config import parse_cache_config
+from microkernel.caching.opening import open_cache
 from microkernel.errors import InvalidArgument, MicrokernelError, Unavailable
 from microkernel.frontend import Frontend, Listens, clash
 from microkernel.log import LogControl
@@ -25,6 +31,8 @@ from microkernel.models.poller import Poller
 from microkernel.models.table import ModelTable
 from microkernel.options import remarks
 from microkernel.plugins import Plugin, Plugins
+from microkernel.scheduling.rate_limiter import RateLimiter
+from microkernel.scheduling.resources import parse_sizes
 from microkernel.server import KernelServer
 from microkernel.settings import ServerSettings
 from microkernel.tracing.starting import start_tracing
@@ -64,6 +72,8 @@ class Setup:
         asked = own.repository_poll_secs != ServerSettings().repository_poll_secs
         if asked and own.model_control_mode != "poll":
             found.append("--repository-poll-secs has no effect without --model-control-mode=poll")
+        if own.rate_limit_resource and own.rate_limit == "off":
+            found.append("--rate-limit-resource has no effect without --rate-limit=execution_count")
         return list(dict.fromkeys(found))  # a flag may be one of several plug-ins
 
     def check_ports(self) -> None:
@@ -73,9 +83,16 @@ class Setup:
         if fault := clash(places):
             raise InvalidArgument(fault)
 
-    def loader(self, custom: CustomMetrics | None = None) -> Loader:
-        """A loader with every usable backend; `custom` takes the metrics that models declare.
-        Raises InvalidArgument for wrong plug-in settings."""
+    def cache(self) -> Cache | None:
+        """The cache of responses, not started; None where none is asked for. Raises InvalidArgument
+        where it cannot be made."""
+        own = self.settings
+        choice = parse_cache_config(own.cache_config, own.response_cache_byte_size)
+        return None if choice is None else open_cache(choice, self.plugins, self.flags)
+
+    def loader(self, custom: CustomMetrics | None = None, cache: Cache | None = None) -> Loader:
+        """A loader with every usable backend; `custom` takes the metrics that models declare, and
+        `cache` keeps responses. Raises InvalidArgument for wrong plug-in settings."""
         offers = [
             Offer(backend, self.plugin_settings(plugin))
             for plugin in self.plugins.usable()
@@ -87,8 +104,24 @@ class Setup:
             not strict,
             self.settings.log_verbose > 0,
             parse_metrics_config(self.settings.metrics_config),
+            parse_host_policies(self.settings.host_policy, host.affinity()),
+            self._strategies(),
         )
-        return Loader(offers, settings, custom)
+        return Loader(offers, settings, custom, cache, self._limiter())
+
+    def _strategies(self) -> dict[str, StrategyFactory]:
+        found: dict[str, StrategyFactory] = {}
+        for plugin in self.plugins.usable():
+            for name, factory in plugin.strategies.items():
+                if name in found:
+                    raise InvalidArgument(f"two plug-ins offer a batching strategy '{name}'")
+                found[name] = factory
+        return found
+
+    def _limiter(self) -> RateLimiter | None:
+        if self.settings.rate_limit == "off":
+            return None
+        return RateLimiter(parse_sizes(self.settings.rate_limit_resource))
 
 
 class Serving:
@@ -102,15 +135,17 @@ class Serving:
         self._wanted = _wanted(setup.settings)
         self._table = ModelTable()
         repositories, page = _repositories(setup.settings), MetricsPage(setup.settings)
+        self._cache = setup.cache()
+        self._tracer = start_tracing(setup.settings, os.environ)
         self._catalogue = Catalogue(
             repositories,
-            setup.loader(page.custom),
+            setup.loader(page.custom, self._cache),
             self._table,
             setup.settings.model_load_thread_count,
             setup.settings.model_load_retry_count,
+            self._tracer,
         )
         self._poller = Poller(repositories, self._catalogue)
-        self._tracer = start_tracing(setup.settings, os.environ)
         self.port = KernelServer(
             self._table, self._catalogue, setup.log, setup.settings, self._tracer, page
         )
@@ -119,7 +154,10 @@ class Serving:
     async def load(self) -> list[str]:
         """Load the models wanted at start; from then on the server is live. The models that failed
         where that is no way to go on (`exit_on_error`), and the server is not live then. Raises
-        InvalidArgument where a repository or a wanted model is missing."""
+        InvalidArgument where a repository or a wanted model is missing, and what `Cache.start`
+        raises."""
+        if self._cache is not None:
+            await self._cache.start()
         polls = self._settings.model_control_mode == "poll"
         if polls:
             await self._poller.begin()
@@ -169,6 +207,8 @@ class Serving:
         await self._catalogue.stop()
         late = [f.stop(GRACE) for f, last in self._frontends if last]
         await _report(asyncio.gather(*late, return_exceptions=True))
+        if self._cache is not None:
+            await _report(asyncio.gather(*[self._cache.close()], return_exceptions=True))
         await self._tracer.close(TRACE_SECONDS)
         if in_time:
             log.info("stopped")
@@ -260,7 +300,7 @@ def _reopen(file: LogFile) -> None:
 async def _report(closing: "asyncio.Future[list[BaseException | None]]") -> None:
     for result in await closing:
         if isinstance(result, BaseException):
-            log.error("a front end did not stop cleanly", error=repr(result))
+            log.error("a plug-in did not stop cleanly", error=repr(result))
 
 
 def _repositories(settings: ServerSettings) -> list[Path]:

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Literal, Protocol, TypeAlias
 
 from microkernel.batch import Batch
-from microkernel.config.model import ModelConfig
+from microkernel.binding import FREE, Binding
+from microkernel.config.model import ModelConfig, SecondaryDevice
 from microkernel.request import Outcome
 
 WorkerKind: TypeAlias = Literal["process", "instance", "thread"]
@@ -21,12 +22,21 @@ WorkerKind: TypeAlias = Literal["process", "instance", "thread"]
 @dataclass(frozen=True, slots=True)
 class Placement:
     """Where one instance runs: its name, its kind (`KIND_CPU`, `KIND_GPU`, `KIND_MODEL`), its
-    device and its share of the host's processors as a number of threads."""
+    device and its share of the host's processors as a number of threads.
+
+    `group` is the place of its instance group in the configuration. One that is `passive` is made
+    and never asked anything. The `secondary_devices` are those of its group. Its thread is bound as
+    `binding` says before the instance is made, in a process before the model is loaded.
+    """
 
     name: str
     kind: str
     device_id: int = 0
     threads: int = 1
+    group: int = 0
+    passive: bool = False
+    secondary_devices: tuple[SecondaryDevice, ...] = ()
+    binding: Binding = FREE
 
 
 class Sender(Protocol):
@@ -35,10 +45,12 @@ class Sender(Protocol):
 
     def send(self, response: Outcome | None, *, final: bool) -> None:
         """Send a response or an error, or nothing but the news that there will be no more
-        (`None`, which must be `final`). Blocks while the client reads too slowly, unless it is
-        final; the data may be reused when this returns. What is sent while `cancelled` is dropped,
-        and a response of more than 256 MiB becomes an error. Raises InvalidArgument after the final
-        one."""
+        (`None`, which must be `final`). `RESCHEDULE`, which must be `final` as well, ends this run
+        of the request, which comes again in a later batch.
+
+        Blocks while the client reads too slowly, unless it is final; the data may be reused when
+        this returns. What is sent while `cancelled` is dropped, and a response of more than 256 MiB
+        becomes an error. Raises InvalidArgument after the final one."""
         ...
 
     def cancelled(self) -> bool:
@@ -52,8 +64,9 @@ class Instance(ABC):
 
     @abstractmethod
     def execute(self, batch: Batch) -> Sequence[Outcome]:
-        """Run the batch and return one outcome per request, in order: a response, or one of our
-        errors.
+        """Run the batch and return one outcome per request, in order: a response, one of our
+        errors, or, where the model's sequences are iterative, `RESCHEDULE` for a request that is to
+        come again in a later batch.
 
         An exception fails the whole batch: one of our errors as it is, any other as Internal with
         its text. Output arrays are copied out before the next call, so they may be reused then.

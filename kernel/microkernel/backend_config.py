@@ -1,19 +1,15 @@
 """`--backend-config`: settings of backends, by Triton's names of both. Pure."""
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from microkernel.backend import BackendType
 from microkernel.errors import InvalidArgument
-from microkernel.options import options_of
+from microkernel.options import from_text, options_of
 from microkernel.plugins import Plugin
 
 FLAG = "--backend-config"
-_SWITCHES = {
-    **dict.fromkeys(("true", "on", "1"), True),
-    **dict.fromkeys(("false", "off", "0"), False),
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,18 +72,9 @@ def _fields(plugin: Plugin) -> Mapping[str, type[object]]:
 
 def _read(setting: BackendSetting, kind: type[object]) -> Any:
     try:
-        return _READERS[kind](setting.value)
-    except (KeyError, ValueError):
+        return from_text(setting.value, kind)
+    except ValueError:
         raise InvalidArgument(f"{setting}: the value must be of type {kind.__name__}") from None
-
-
-_READERS: Mapping[type[object], Callable[[str], Any]] = {
-    bool: lambda text: _SWITCHES[text.lower()],
-    int: int,
-    float: float,
-    str: str,
-    tuple: lambda text: (text,),
-}
 
 
 def without_effect(given: Sequence[BackendSetting], plugins: Sequence[Plugin]) -> list[str]:

@@ -8,6 +8,7 @@ from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from microkernel.errors import Internal
+from microkernel.ragged import Composition
 from microkernel.request import InferRequest, InferResponse
 from microkernel.tensor import Tensor
 
@@ -18,10 +19,12 @@ class Batch(Sequence[InferRequest]):
 
     `requests` are in arrival order, their tensors views that are valid until `execute` returns.
     `stacked` holds the whole batch per input name: the first request's shape with the first
-    dimensions summed; for a model that does not batch, the only request's own tensors. `sizes` is
-    each request's first dimension, 1 where the model does not batch. `first` is the number of the
-    first request, which the others follow, and `gone` the numbers of those that nobody waits for,
-    kept up to date while the batch runs; see `cancelled`.
+    dimensions summed; for a model that does not batch, the only request's own tensors. An input
+    that allows ragged batches is there as one dimension, and beside the inputs stands what the
+    configuration's `batch_input` makes of the batch, as `composition` says. `sizes` is each
+    request's first dimension, 1 where the model does not batch. `first` is the number of the first
+    request, which the others follow, and `gone` the numbers of those that nobody waits for, kept up
+    to date while the batch runs; see `cancelled`.
     """
 
     requests: Sequence[InferRequest]
@@ -29,6 +32,7 @@ class Batch(Sequence[InferRequest]):
     sizes: Sequence[int]
     first: int = 0
     gone: Container[int] = ()
+    composition: Composition | None = None
 
     def __len__(self) -> int:
         return len(self.requests)
@@ -51,18 +55,27 @@ class Batch(Sequence[InferRequest]):
 
     def split(self, outputs: Sequence[Tensor]) -> list[InferResponse]:
         """One response per request from outputs that cover the whole batch, cut along their first
-        dimension.
+        dimension, or as the configuration's `batch_output` says.
 
         A batch of one gets the outputs as they are. Raises Internal when an output has fewer rows
-        than the batch; surplus rows are dropped.
+        than the batch, or fewer elements; what it has beyond that is dropped.
         """
-        if len(self.requests) == 1:
+        if self.composition is not None:
+            parts = [self._pieces(output, self.composition) for output in outputs]
+        elif len(self.requests) == 1:
             return [_response(self.requests[0], outputs)]
-        parts = [_split(output, self.sizes) for output in outputs]
+        else:
+            parts = [_split(output, self.sizes) for output in outputs]
         return [
             _response(request, [part[i] for part in parts])
             for i, request in enumerate(self.requests)
         ]
+
+    def _pieces(self, output: Tensor, composition: Composition) -> list[Tensor]:
+        pieces = composition.pieces(output, self.requests)
+        if pieces is not None:
+            return pieces
+        return [output] if len(self.requests) == 1 else _split(output, self.sizes)
 
 
 def _response(request: InferRequest, outputs: Sequence[Tensor]) -> InferResponse:

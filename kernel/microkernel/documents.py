@@ -5,14 +5,12 @@ from dataclasses import asdict
 from typing import Any
 
 from microkernel.port import ModelStatistics
-from microkernel.stats import Duration, ModelStats
-
-_NONE = Duration()
+from microkernel.stats import ModelStats
 
 
 def statistics_document(models: Iterable[ModelStatistics]) -> dict[str, Any]:
-    """The statistics of model versions, in names and numbers. What no model of this server has (a
-    cache, memory reports) is zero or empty."""
+    """The statistics of model versions, in names and numbers. What no model of this server has
+    (memory reports) is empty."""
     return {"model_stats": [_model(model) for model in models]}
 
 
@@ -40,6 +38,6 @@ def _requests(stats: ModelStats) -> dict[str, Any]:
         "fail": asdict(stats.fail),
         "queue": asdict(stats.queue),
         **asdict(stats.compute),
-        "cache_hit": asdict(_NONE),
-        "cache_miss": asdict(_NONE),
+        "cache_hit": asdict(stats.cache_hit),
+        "cache_miss": asdict(stats.cache_miss),
     }

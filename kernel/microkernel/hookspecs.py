@@ -12,6 +12,8 @@ from typing import Any, TypeAlias
 import pluggy
 
 from microkernel.backend import BackendType
+from microkernel.batching import StrategyFactory
+from microkernel.cache import CacheType
 from microkernel.frontend import FrontendFactory
 
 PROJECT = "microkernel"
@@ -23,6 +25,8 @@ hookimpl = pluggy.HookimplMarker(PROJECT)
 RegisterOptions: TypeAlias = Callable[[type[object]], None]
 RegisterPreset: TypeAlias = Callable[[str, Any], None]
 RegisterBackend: TypeAlias = Callable[[BackendType], None]
+RegisterCache: TypeAlias = Callable[[CacheType], None]
+RegisterBatchingStrategy: TypeAlias = Callable[[str, StrategyFactory], None]
 
 
 class RegisterFrontend:
@@ -65,3 +69,15 @@ def register_backends(register: RegisterBackend) -> None:
 @hookspec
 def register_frontends(register: RegisterFrontend) -> None:
     """Announce protocol front ends, a factory each."""
+
+
+@hookspec
+def register_caches(register: RegisterCache) -> None:
+    """Announce response caches, a `CacheType` each. The one that `--cache-config` names is made at
+    start, with the plug-in's settings."""
+
+
+@hookspec
+def register_batching_strategies(register: RegisterBatchingStrategy) -> None:
+    """Announce batching strategies: `register(name, factory)`. A model whose parameter
+    `BATCH_STRATEGY` names one has it asked which requests may share a batch."""

@@ -1,14 +1,20 @@
 """What this machine offers: processors by affinity and quota, and GPUs."""
 
 import os
+from collections.abc import Set
 from pathlib import Path
+
+
+def affinity() -> Set[int]:
+    """The processors that the server may use, by number."""
+    if hasattr(os, "sched_getaffinity"):
+        return os.sched_getaffinity(0)
+    return set(range(os.cpu_count() or 1))
 
 
 def processors() -> int:
     """How many processors the server may use: its affinity, cut to the cgroup's quota."""
-    available = (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
+    available = len(affinity())
     return max(1, min(available, _quota(Path("/sys/fs/cgroup")) or available))
 
 

@@ -6,7 +6,7 @@ A flag beats the file, the file beats the default.
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar, cast
 
@@ -177,3 +177,25 @@ def _checked(value: object, kind: type[object], spec: Option, where: str) -> obj
     if fault := spec.fault(value):
         raise InvalidArgument(f"{where} {fault}, got {value!r}")
     return value
+
+
+_SWITCHES = {
+    **dict.fromkeys(("true", "on", "1"), True),
+    **dict.fromkeys(("false", "off", "0"), False),
+}
+_READERS: Mapping[type[object], Callable[[str], Any]] = {
+    bool: lambda text: _SWITCHES[text.lower()],
+    int: int,
+    float: float,
+    str: str,
+    tuple: lambda text: (text,),
+}
+
+
+def from_text(text: str, kind: type[object]) -> Any:
+    """The value of a field of that type which a flag gives as `KEY=TEXT`; a tuple of one text for
+    a field that may be repeated. Raises ValueError."""
+    try:
+        return _READERS[kind](text)
+    except KeyError:
+        raise ValueError(text) from None

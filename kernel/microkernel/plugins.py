@@ -17,6 +17,8 @@ import pluggy
 
 from microkernel import hookspecs
 from microkernel.backend import BackendType
+from microkernel.batching import StrategyFactory
+from microkernel.cache import CacheType
 from microkernel.errors import InvalidArgument
 from microkernel.frontend import FrontendFactory
 from microkernel.hookspecs import ENTRY_POINT_GROUP, PROJECT, RegisterFrontend
@@ -49,18 +51,27 @@ class Plugin:
     presets: dict[str, Any] = field(default_factory=dict)
     backends: list[BackendType] = field(default_factory=list)
     frontends: list[FrontendType] = field(default_factory=list)
+    caches: list[CacheType] = field(default_factory=list)
+    strategies: dict[str, StrategyFactory] = field(default_factory=dict)
 
     @property
     def kind(self) -> str:
-        """`backend`, `frontend`, both, or `none`."""
-        kinds = ["backend"] * bool(self.backends) + ["frontend"] * bool(self.frontends)
-        return ", ".join(kinds) or "none"
+        """`backend`, `frontend`, `cache`, `batching`, several of them, or `none`."""
+        kinds = {
+            "backend": self.backends,
+            "frontend": self.frontends,
+            "cache": self.caches,
+            "batching": self.strategies,
+        }
+        return ", ".join(kind for kind, found in kinds.items() if found) or "none"
 
     def missing(self) -> list[str]:
         """The modules that the plug-in needs and that cannot be imported here."""
-        modules = {module for backend in self.backends for module in backend.requires}
-        modules |= {module for frontend in self.frontends for module in frontend.requires}
+        modules = {module for one in self._parts() for module in one.requires}
         return sorted(module for module in modules if not _importable(module))
+
+    def _parts(self) -> list[BackendType | FrontendType | CacheType]:
+        return [*self.backends, *self.frontends, *self.caches]
 
     def remedy(self) -> str:
         """What would make the plug-in available: "" if it is."""
@@ -68,8 +79,7 @@ class Plugin:
             return self.error
         if not (missing := self.missing()):
             return ""
-        extras = {b.extra for b in self.backends} | {f.extra for f in self.frontends}
-        extras.discard("")
+        extras = {one.extra for one in self._parts()} - {""}
         package = (
             f"{self.distribution}[{','.join(sorted(extras))}]" if extras else " ".join(missing)
         )
@@ -216,9 +226,12 @@ def _ask(point: EntryPoint, enabled: bool) -> Plugin:
         hook.register_presets(register=plugin.presets.__setitem__)
         hook.register_backends(register=plugin.backends.append)
         hook.register_frontends(register=_FrontendRegister(plugin))
+        hook.register_caches(register=plugin.caches.append)
+        hook.register_batching_strategies(register=plugin.strategies.__setitem__)
     except (Exception, SystemExit) as error:  # noqa: BLE001 - one plug-in must not stop all
         plugin.error = f"cannot be used: {type(error).__name__}: {error}"
-        plugin.backends, plugin.frontends, plugin.presets = [], [], {}
+        plugin.backends, plugin.frontends, plugin.caches, plugin.presets = [], [], [], {}
+        plugin.strategies = {}
     return plugin
 
 

@@ -246,8 +246,10 @@ class Port(Protocol):
 
     async def unload_model(self, name: str, *, unload_dependents: bool = False) -> None:
         """Take a model down: it gets no new requests when this returns, what it accepted still
-        finishes. A model that is not loaded is left alone. Raises Unavailable unless the control
-        mode is explicit."""
+        finishes. Ensembles that need it go with it, and come back when it does. With
+        `unload_dependents`, what an ensemble is composed of goes too, unless it was loaded by its
+        own name or others need it. A model that is not loaded is left alone. Raises Unavailable
+        unless the control mode is explicit."""
         ...
 
     async def log_settings(self, changes: LogChanges | None = None) -> LogSettings:

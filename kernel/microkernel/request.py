@@ -58,6 +58,22 @@ NO_PARTS: Mapping[str, RegionPart] = _Nothing()
 
 
 @dataclass(slots=True)
+class Spent:
+    """What the executions of requests took that were made on behalf of another one, in
+    nanoseconds, by Triton's parts of an execution."""
+
+    input_ns: int = 0
+    infer_ns: int = 0
+    output_ns: int = 0
+
+    def add(self, input_ns: int, infer_ns: int, output_ns: int) -> None:
+        """Add an execution, or what was spent on behalf of such a request."""
+        self.input_ns += input_ns
+        self.infer_ns += infer_ns
+        self.output_ns += output_ns
+
+
+@dataclass(slots=True)
 class InferRequest:
     """One inference request, built whole by a front end; read-only by habit.
 
@@ -66,7 +82,8 @@ class InferRequest:
     reserved key. `classifications` says of which outputs the largest values are wanted in place of
     the tensor, and how many. `shared_inputs` says where the data of an input lies in shared memory;
     its tensor's own data is empty then. `shared_outputs` says where an output goes. `trace` is what
-    `Port.begin_trace` gave for the request, None for one that is not traced.
+    `Port.begin_trace` gave for the request, None for one that is not traced. `spent` is where the
+    time of its execution is added up, for one that is made on behalf of another.
     """
 
     model_name: str
@@ -82,6 +99,7 @@ class InferRequest:
     shared_inputs: Mapping[str, RegionPart] = NO_PARTS
     shared_outputs: Mapping[str, RegionPart] = NO_PARTS
     trace: Trace | None = None
+    spent: Spent | None = None
 
     def input(self, name: str) -> Tensor | None:
         """The input of that name, None where the request leaves it out."""
@@ -112,10 +130,6 @@ class InferResponse:
     flag_only: bool = False
 
 
-Outcome: TypeAlias = InferResponse | MicrokernelError
-"""What became of one request of a batch."""
-
-
 @dataclass(slots=True)
 class Answer:
     """What a model gave for one request: outputs and parameters, in the backend's shapes."""
@@ -132,6 +146,11 @@ class Reschedule:
 
 
 RESCHEDULE = Reschedule()
+
+Outcome: TypeAlias = InferResponse | MicrokernelError | Reschedule
+"""What became of one request of a batch, as a backend says it."""
+Answered: TypeAlias = Answer | MicrokernelError | Reschedule
+"""The same on the server's side."""
 
 
 def parse_version(text: str) -> int:

@@ -41,6 +41,7 @@ class ResponseStream(AsyncIterator[InferResponse]):
         self._arrived: asyncio.Future[None] | None = None
         self._ended = False
         self._closed = False
+        self._held = False
 
     def put(self, response: InferResponse) -> None:
         """A response has come; one that comes after the final one or after `close` is dropped."""
@@ -62,6 +63,21 @@ class ResponseStream(AsyncIterator[InferResponse]):
         outputs. It is called again for a response whose reader was cancelled."""
         self._changes.append(change)
 
+    def hold(self) -> None:
+        """Give out nothing until `release`: what comes waits as if it were not read."""
+        self._held = True
+
+    def release(self) -> None:
+        """Give out what has come and what will come."""
+        self._held = False
+        if self._arrived is not None and not self._arrived.done():
+            self._arrived.set_result(None)
+
+    @property
+    def held(self) -> bool:
+        """Whether it is not the consumer's fault that nothing is read."""
+        return self._held
+
     @property
     def ended(self) -> bool:
         """Whether the final response has come, read or not."""
@@ -74,8 +90,8 @@ class ResponseStream(AsyncIterator[InferResponse]):
 
     async def __anext__(self) -> InferResponse:
         """The next response. Cancelling the wait leaves the stream as it is."""
-        while not self._responses:
-            if self._ended or self._closed:
+        while self._held or not self._responses:
+            if self._closed or (self._ended and not self._responses):
                 raise StopAsyncIteration
             self._arrived = asyncio.get_running_loop().create_future()
             await self._arrived

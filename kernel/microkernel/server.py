@@ -1,5 +1,6 @@
 """The server: the port's implementation over the model table."""
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version as package_version
 from pathlib import Path
@@ -41,7 +42,10 @@ log = structlog.get_logger()
 
 EXTENSIONS = (
     "classification",
+    "sequence",
     "model_repository",
+    "model_repository(unload_dependents)",
+    "schedule_policy",
     "model_configuration",
     "system_shared_memory",
     "cuda_shared_memory",
@@ -199,16 +203,16 @@ class KernelServer:
         self._check_explicit()
         check_name(name)
         try:
-            override = Override.of(config, files or {})
+            override = await asyncio.to_thread(Override.of, config, files or {})
         except InvalidArgument as error:
             log.error("bad load request", model=name, reason=str(error))  # noqa: TRY400
             raise not_polled(name) from None
         await self._catalogue.load(name, override, Path(directory) if directory else None)
 
     async def unload_model(self, name: str, *, unload_dependents: bool = False) -> None:
-        """See `Port.unload_model`. No model depends on another yet."""
+        """See `Port.unload_model`."""
         self._check_explicit()
-        await self._catalogue.unload(name)
+        await self._catalogue.unload(name, dependents=unload_dependents)
 
     async def register_repository(self, repository: Path) -> None:
         """Look for models in one more repository. Raises Unsupported unless the control mode is
@@ -277,5 +281,10 @@ def _tensors(
 ) -> list[TensorMetadata]:
     lead = (-1,) if config.max_batch_size > 0 else ()
     return [
-        TensorMetadata(t.name, BY_CONFIG_NAME[t.data_type].name, (*lead, *t.dims)) for t in tensors
+        TensorMetadata(
+            t.name,
+            BY_CONFIG_NAME[t.data_type].name,
+            t.dims if t.is_shape_tensor else (*lead, *t.dims),
+        )
+        for t in tensors
     ]

@@ -85,6 +85,33 @@ class ServerSettings(AcceptedSettings):
         about="A setting of a backend, as in its table of plugins.toml, or of every backend that "
         "has it; may be repeated.",
     )
+    rate_limit: str = option(
+        "off",
+        group="Models",
+        flag="--rate-limit",
+        choices=("off", "execution_count"),
+        about="execution_count: instances take turns, by how often they have run and by their "
+        "priority, and wait for the resources of their rate_limiter. off: each runs whenever it is "
+        "free.",
+    )
+    rate_limit_resource: tuple[str, ...] = option(
+        (),
+        group="Models",
+        flag="--rate-limit-resource",
+        many=True,
+        check=Shaped("<name>:<count> or <name>:<count>:<device>", r"[^:]+:[0-9]+(:[0-9]+)?"),
+        about="With --rate-limit=execution_count: how much there is of a resource, on a device or "
+        "on each; may be repeated. Without, as much as the neediest instance takes.",
+    )
+    host_policy: tuple[str, ...] = option(
+        (),
+        group="Models",
+        flag="--host-policy",
+        many=True,
+        check=Shaped("<policy>,<setting>=<value>", r"[^,=]+,[^,=]+=.*"),
+        about="Where the instances of a host policy run: cpu-cores=0-3,8 or numa-node=0, of the "
+        "policy that their group names, else of cpu, gpu_0 or model; may be repeated.",
+    )
     strict_readiness: bool = option(
         True,
         flag="--strict-readiness",
@@ -98,6 +125,22 @@ class ServerSettings(AcceptedSettings):
         flag="--exit-timeout-secs",
         check=Between(0),
         about="Seconds to let accepted requests finish when stopping.",
+    )
+    cache_config: tuple[str, ...] = option(
+        (),
+        group="Models",
+        flag="--cache-config",
+        many=True,
+        check=Shaped("<name>,<key>=<value>", "[^,=]+,[^,=]+=.*"),
+        about="The cache of responses and its settings: local,size=BYTES, or redis,host=HOST and "
+        "redis,port=PORT; may be repeated. It serves models with response_cache { enable: true }.",
+    )
+    response_cache_byte_size: int = option(
+        0,
+        group="Models",
+        flag="--response-cache-byte-size",
+        check=Between(0),
+        deprecated="--cache-config=local,size=BYTES",
     )
     allow_client_shm: bool = option(
         False,

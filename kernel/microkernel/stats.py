@@ -4,6 +4,7 @@ Kept on the event loop, so without locks. Durations are nanoseconds of the monot
 """
 
 import time
+from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from enum import Enum
@@ -101,12 +102,16 @@ class ModelStats:
     """The counters of one loaded model version; they restart with every load.
 
     `responses` are those of a decoupled model by their position, "0" for the first of a request.
-    `distributions` is None where nobody wants more than counters.
+    `distributions` is None where nobody wants more than counters. `learn` is told the size of every
+    batch and the seconds that it took, None where nobody learns from that. `cached` says whether
+    responses may come from a cache.
     """
 
     success: Duration = field(default_factory=Duration)
     fail: Duration = field(default_factory=Duration)
     queue: Duration = field(default_factory=Duration)
+    cache_hit: Duration = field(default_factory=Duration)
+    cache_miss: Duration = field(default_factory=Duration)
     compute: Compute = field(default_factory=Compute)
     batches: dict[int, Compute] = field(default_factory=dict)
     responses: dict[str, ResponseStats] = field(default_factory=dict)
@@ -116,11 +121,13 @@ class ModelStats:
     last_inference_ms: int = 0
     pending: int = 0
     load_seconds: float = 0.0
+    cached: bool = False
     distributions: Distributions | None = None
+    learn: Callable[[int, float], None] | None = None
 
     def copy(self) -> "ModelStats":
-        """The counters as they are now, without the distributions."""
-        return deepcopy(replace(self, distributions=None))
+        """The counters as they are now, and nothing but them."""
+        return deepcopy(replace(self, distributions=None, learn=None))
 
     def executed(self, times: Execution, size: int) -> None:
         """Count one execution of a batch of `size` that was given to the backend."""
@@ -132,15 +139,40 @@ class ModelStats:
         batch.add(times)
         if self.distributions is not None:
             self.distributions.executed(times.end - times.start)
+        if self.learn is not None:
+            self.learn(size, (times.end - times.start) / 1e9)
 
-    def succeeded(self, arrived: int, now: int, size: int, times: Execution) -> None:
-        """Count a successful request; it is charged the whole time of its batch."""
+    def succeeded(
+        self, arrived: int, now: int, size: int, times: Execution, *, first: bool = False
+    ) -> None:
+        """Count a successful request; it is charged the whole time of its batch. `first` is whether
+        its response was also its first, which is recorded as `first_response` does."""
         self.inference_count += size
-        self.success.add(now - arrived)
-        self.queue.add(times.start - arrived)
+        duration = self.success
+        duration.count += 1
+        duration.ns += now - arrived
+        duration = self.queue
+        duration.count += 1
+        duration.ns += times.start - arrived
         self.compute.add(times)
         if self.distributions is not None:
-            self.distributions.succeeded(arrived, now, times)
+            self.distributions.succeeded(arrived, now, times, first=first)
+
+    def hit(self, began: int, now: int) -> None:
+        """Count a request that was answered from the cache, which was asked at once."""
+        self.success.add(now - began)
+        self.queue.add(0)
+        self.cache_hit.add(now - began)
+        if self.distributions is not None:
+            self.distributions.hit(now - began, now)
+
+    def missed(self, ns: int) -> None:
+        """Count that the response to a request, which is counted already, was not in the cache,
+        which took so much of the request's time."""
+        self.success.ns += ns
+        self.cache_miss.add(ns)
+        if self.distributions is not None:
+            self.distributions.missed(ns)
 
     def first_response(self, ns: int) -> None:
         """Record how long a request, of whatever kind, waited for its first response."""

@@ -217,7 +217,11 @@ def test_completing_and_validating_agree() -> None:
             config_from_json(
                 {
                     "name": "m",
-                    "sequence_batching": {"control_input": [{"name": "START"}]},
+                    "sequence_batching": {
+                        "control_input": [
+                            {"name": "START", "control": [{"bool_false_true": [False, True]}]}
+                        ]
+                    },
                 }
             ),
             graph({"x": (-1,)}, {}),
@@ -256,7 +260,7 @@ def test_a_configuration_that_contradicts_the_graph_is_refused(
                             "allow_ragged_batch": True,
                         }
                     ],
-                    "batch_input": [{"target_name": ["n"]}],
+                    "batch_input": [{"target_name": ["n"], "data_type": "TYPE_FP32"}],
                     "output": [{"name": "y", "data_type": "TYPE_FP32", "dims": [9]}],
                     "batch_output": [{"target_name": ["y"]}],
                 }

@@ -191,7 +191,10 @@ ANSWER = "pb_utils.InferenceResponse([])"
         ("raise ValueError('no')", "ValueError: no\n\nAt:\n"),
         ("raise SystemExit(1)", "SystemExit: 1\n\nAt:\n"),
         ("return [requests[0].exec()]", "TritonModelException: BLS is not offered"),
-        ("requests[0].set_release_flags(2)", "TritonModelException: rescheduling"),
+        (
+            f"requests[0].set_release_flags(2); return [{ANSWER}]",
+            "Expected a None object in the list that execute returns for a rescheduled request.",
+        ),
     ],
 )
 def test_a_fault_fails_the_whole_batch(

@@ -366,8 +366,8 @@ def test_controls_batch_inputs_and_states_count_as_inputs() -> None:
             "input": [{"name": "X__0", "data_type": "TYPE_FP32", "dims": [1]}],
             "batch_input": [{"target_name": ["N__1"]}],
             "sequence_batching": {
-                "control_input": [{"name": "START__2"}],
-                "state": [{"input_name": "S__3"}],
+                "control_input": [{"name": "START__2", "control": [{"fp32_false_true": [0, 1]}]}],
+                "state": [{"input_name": "S__3", "output_name": "T__1", "data_type": "TYPE_FP32"}],
             },
         }
     )

@@ -4,9 +4,11 @@ import asyncio
 import gc
 import io
 import logging
+import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +28,12 @@ from microkernel import (
     ModelParameter,
     Placement,
     Tensor,
+    TransactionPolicy,
     Unavailable,
 )
 from microkernel.log import configure
+from microkernel.models.crew import Crew, CrewEvents
+from microkernel.models.version import ModelVersion
 from microkernel.request import Answer
 from microkernel.settings import ServerSettings
 from microkernel.stats import Execution
@@ -39,7 +44,12 @@ from microkernel.workers.process import ProcessWorker
 from microkernel.workers.spawning import ForkServers
 from microkernel.workers.thread import ThreadWorker
 
+sys.path.append(str(Path(__file__).with_name("support")))  # modules that tests here share
+
+from scheduling_machines import RunLong, run_for, seconds_each  # found through the path set above
+
 ODD = Path(__file__).with_name("odd")
+_SECONDS = pytest.StashKey[float]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -52,6 +62,23 @@ def pytest_asyncio_loop_factories(
     if item.get_closest_marker("virtual_time"):
         return {"virtual": VirtualTimeLoop}
     return {"real": asyncio.new_event_loop}
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Count the machines that run for long, before any test is deselected, and allow for that."""
+    long = [item for item in items if "run_long" in getattr(item, "fixturenames", ())]
+    if long:
+        config.stash[_SECONDS] = seconds = seconds_each(len(long))
+        for item in long:
+            item.add_marker(pytest.mark.timeout(2 * seconds + 120))
+
+
+@pytest.fixture
+def run_long(pytestconfig: pytest.Config) -> RunLong:
+    """`run_long(Machine)`: run it for its part of the time that all tests with this have together;
+    see `scheduling_machines`."""
+    return partial(run_for, pytestconfig.stash[_SECONDS])
 
 
 @pytest.fixture
@@ -297,3 +324,39 @@ class FakeWorker:
 def fake_worker() -> type[FakeWorker]:
     """`fake_worker(seconds=10.0, failure=None)`: a worker in memory, see `FakeWorker`."""
     return FakeWorker
+
+
+@pytest.fixture
+def serve(
+    odd_config: Callable[..., ModelConfig], fake_worker: type[FakeWorker]
+) -> Callable[..., Awaitable[tuple[ModelVersion, Any]]]:
+    """`model, worker = await serve(dynamic, instances=1, seconds=10, ...)`: a version in memory."""
+
+    async def make(
+        dynamic: DynamicBatching | None,
+        instances: int = 1,
+        seconds: float = 10,
+        *,
+        largest: int = 4,
+        decoupled: bool = False,
+        **parameters: str,
+    ) -> tuple[ModelVersion, Any]:
+        worker = fake_worker(seconds)
+        own = replace(
+            odd_config(max_batch_size=largest, dynamic=dynamic),
+            model_transaction_policy=TransactionPolicy(decoupled=decoupled),
+            parameters={name: ModelParameter(text) for name, text in parameters.items()},
+        )
+
+        async def launch() -> Any:
+            raise Unavailable("no process")
+
+        def crew(events: CrewEvents) -> Crew:
+            places = [Placement(f"odd_{i}", "KIND_CPU") for i in range(instances)]
+            return Crew(launch, own, [places], events)
+
+        model = ModelVersion(own, 3, crew)
+        await model.start(worker)
+        return model, worker
+
+    return make

@@ -8,14 +8,8 @@ import pytest
 from structlog.testing import capture_logs
 
 from microkernel import InferRequest, Internal, ModelConfig, Placement, Unavailable
-from microkernel.models.crew import (
-    FIRST_DELAY,
-    LONGEST_DELAY,
-    SETTLED,
-    Crew,
-    CrewEvents,
-    seats,
-)
+from microkernel.models.crew import LONGEST_DELAY, SETTLED, Crew, CrewEvents
+from microkernel.models.roster import FIRST_DELAY, seats
 from microkernel.models.table import no_instance
 from microkernel.workers.contract import Result
 

@@ -170,6 +170,23 @@ async def test_nothing_can_be_sent_after_the_final_response(
     assert trace(tmp_path)[1:3] == ["the final response of the request has been sent"] * 2
 
 
+async def test_what_is_rescheduled_where_nothing_comes_again_is_an_error(
+    load: Load, ask: Ask, tmp_path: Path
+) -> None:
+    model = await load()
+    with capture_logs():
+        assert await read(await model.stream(ask(deed("come_again")))) == [
+            [7],
+            "InvalidArgument: Request is released with TRITONSERVER_REQUEST_RELEASE_RESCHEDULE, "
+            "while the model is not configured to handle such a flag.!",
+        ]
+    await end(model)
+    assert trace(tmp_path)[1:3] == [
+        "a request is rescheduled with what is final",
+        "the final response of the request has been sent",
+    ]
+
+
 async def test_many_requests_at_once_each_get_their_own(load: Load, ask: Ask) -> None:
     model = await load()
     streams = [await model.stream(ask(deed("count"), n % 7, request_id=str(n))) for n in range(60)]

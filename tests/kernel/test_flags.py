@@ -272,11 +272,16 @@ def test_a_setting_of_a_backend_beats_the_file_and_a_flag_beats_it() -> None:
 
 def test_everything_that_is_doubtful_is_told() -> None:
     given = ServerSettings(
-        rate_limit="execution_count", backend_config=("x,y=1",), repository_poll_secs=5
+        model_namespacing=True,
+        backend_config=("x,y=1",),
+        repository_poll_secs=5,
+        rate_limit_resource=("R:1",),
     )
     assert setup(given).doubts() == [
-        "--rate-limit has no effect: an instance runs whenever it is free",
+        "--model-namespacing has no effect: a model whose name stands in two repositories is "
+        "refused",
         "--backend-config x,y=1 has no effect: there is no backend 'x'",
         "--repository-poll-secs has no effect without --model-control-mode=poll",
+        "--rate-limit-resource has no effect without --rate-limit=execution_count",
     ]
     assert setup(ServerSettings(repository_poll_secs=5, model_control_mode="poll")).doubts() == []

@@ -54,8 +54,14 @@ def hooks() -> list[str]:
 
 
 def test_the_hooks_are_those_that_are_documented() -> None:
-    named = ["register_options", "register_presets", "register_backends", "register_frontends"]
-    assert hooks() == named
+    assert hooks() == [
+        "register_options",
+        "register_presets",
+        "register_backends",
+        "register_frontends",
+        "register_caches",
+        "register_batching_strategies",
+    ]
 
 
 @pytest.mark.parametrize("name", hooks())

@@ -176,6 +176,17 @@ def test_a_model_chooses_the_buckets_of_its_first_response() -> None:
     assert histogram(page([Series(LABELS, stats)]), family)[0] == {"0.5": 0, "7": 1, "+Inf": 1}
 
 
+@pytest.mark.parametrize("first", [True, False])
+def test_a_response_may_be_the_first_of_its_request(first: bool) -> None:
+    config = MetricsConfig(histogram_latencies=True)
+    stats = ModelStats(distributions=new_distributions(config, ModelConfig()))
+    stats.succeeded(
+        arrived=1_000_000, now=8_000_000, size=1, times=Execution(0, 0, 0, 0), first=first
+    )
+    found = histogram(page([Series(LABELS, stats)]), "nv_inference_first_response_histogram_ms")
+    assert found[1:] == ((7.0, 1) if first else (0.0, 0))
+
+
 def test_summaries_in_microseconds(measured: ModelStats) -> None:
     text = page([Series(LABELS, measured)])
     name = "nv_inference_compute_infer_summary_us"

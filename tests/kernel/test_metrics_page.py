@@ -26,7 +26,9 @@ def series(count: int) -> list[Series]:
     return [
         Series(
             {"model": f"m{index}", "version": "1"},
-            ModelStats(distributions=new_distributions(config, ModelConfig())),
+            ModelStats(
+                distributions=new_distributions(config, ModelConfig()), cached=index % 2 == 1
+            ),
         )
         for index in range(count)
     ]

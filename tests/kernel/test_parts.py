@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from microkernel import (
     DATA_TYPES,
+    RESCHEDULE,
     Cancelled,
     InferResponse,
     Internal,
@@ -47,9 +48,11 @@ def tensors(draw: st.DrawFn, name: str) -> Tensor:
 
 @st.composite
 def outcomes(draw: st.DrawFn) -> Outcome | None:
-    kind = draw(st.integers(0, 3))
+    kind = draw(st.integers(0, 4))
     if kind == 0:
         return None
+    if kind == 4:
+        return RESCHEDULE
     if kind == 1:
         error: MicrokernelError = draw(st.sampled_from([Internal, Cancelled]))(draw(st.text()))
         return error
@@ -63,8 +66,8 @@ def plain(outcome: Any) -> Any:
     """Something that compares."""
     if isinstance(outcome, MicrokernelError):
         return type(outcome), str(outcome)
-    if outcome is None:
-        return None
+    if outcome is None or outcome is RESCHEDULE:
+        return outcome
     rows = [(t.name, t.datatype, tuple(t.shape), bytes(t.data)) for t in outcome.outputs]
     return rows, dict(outcome.parameters)
 
@@ -72,7 +75,7 @@ def plain(outcome: Any) -> Any:
 @settings(max_examples=80)
 @given(outcomes(), st.integers(0, 2**60), st.booleans())
 def test_what_goes_in_comes_out(outcome: Outcome | None, number: int, final: bool) -> None:
-    final = final or outcome is None
+    final = final or outcome is None or outcome is RESCHEDULE
     message, end = part_message(number, outcome, SCHEMA, NOW, final=final)
     read, part = read_part(message[HEADER_SIZE:], SCHEMA)
     assert (read, part.final, part.began, part.output_start, part.end) == (number, final, 5, 7, end)
@@ -104,7 +107,9 @@ def test_a_damaged_message_is_an_expected_error_or_a_sound_part(
 
 
 WRONG = [
-    ("unknown kind", {1: 3}),
+    ("unknown kind", {1: 4}),
+    ("rescheduled and not final", {1: 3, 2: 0}),
+    ("rescheduled with outputs", {1: 3}),
     ("no answer that is not final", {1: 0, 2: 0}),
     ("began at no time", {3: 0}),
     ("ended before it began", {5: 1}),

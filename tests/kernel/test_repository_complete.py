@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from microkernel.backend import BackendType, Placement
+from microkernel.backend import BackendType
 from microkernel.config.codec import config_to_json
 from microkernel.config.model import (
     DynamicBatching,
@@ -22,7 +22,7 @@ from microkernel.config.model import (
 from microkernel.config.parse import parse_text, read_config
 from microkernel.config.validate import problems
 from microkernel.errors import InvalidArgument
-from microkernel.repository.complete import complete, merge_completed, normalise, placements
+from microkernel.repository.complete import complete, merge_completed, normalise
 
 GOLDEN = Path(__file__).resolve().parents[3] / "shared" / "golden"
 
@@ -269,43 +269,6 @@ def test_an_ensemble_has_neither_instances_nor_optimization() -> None:
     config = normalise(of('name: "m" platform: "ensemble" ensemble_scheduling { }'), PYTHON, 1)
     assert (config.instance_group, config.optimization) == ((), None)
     assert config.version_policy is not None
-
-
-@pytest.mark.parametrize(
-    ("groups", "threads", "wanted"),
-    [
-        ([group("m")], 8, [Placement("m_0", "KIND_CPU", 0, 8)]),
-        (
-            [group("m", 3)],
-            8,
-            [Placement(f"m_{i}", "KIND_CPU", 0, 2) for i in range(3)],
-        ),
-        (
-            [group("a", 1, "KIND_MODEL"), group("b", 2)],
-            2,
-            [
-                Placement("a_0", "KIND_MODEL", 0, 1),
-                Placement("b_0", "KIND_CPU", 0, 1),
-                Placement("b_1", "KIND_CPU", 0, 1),
-            ],
-        ),
-        (
-            [group("m", 2, "KIND_GPU", (1, 3))],
-            8,
-            [
-                Placement("m_0", "KIND_GPU", 1, 2),
-                Placement("m_0", "KIND_GPU", 3, 2),
-                Placement("m_1", "KIND_GPU", 1, 2),
-                Placement("m_1", "KIND_GPU", 3, 2),
-            ],
-        ),
-        ([], 4, []),
-    ],
-)
-def test_every_instance_has_a_place(
-    groups: list[InstanceGroup], threads: int, wanted: list[Placement]
-) -> None:
-    assert placements(ModelConfig(instance_group=tuple(groups)), threads) == wanted
 
 
 def test_a_backend_completes_some_parts_and_no_others() -> None:

@@ -9,8 +9,10 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from scheduling_machines import RunLong
 
 from microkernel import InferRequest, MicrokernelError, Unavailable
+from microkernel.scheduling.adaptive import Adaptive
 from microkernel.scheduling.pending import Pending, Runner
 from microkernel.scheduling.policy import Batching, OneByOne, Policy
 from microkernel.scheduling.queue import QueueScheduler
@@ -31,21 +33,31 @@ class QueueMachine(RuleBasedStateMachine):
         self.free = 0
         self.closed = False
         self.policy: Policy = OneByOne()
+        self.adaptive: Adaptive | None = None
+        self.delay = 0.0
+        self.largest = 1
 
     @initialize(
         instances=st.integers(1, 3),
         largest=st.integers(0, 8),
         preferred=st.integers(1, 8),
         delay=st.sampled_from([0.0, 1.0, 7.0]),
+        adaptive=st.booleans(),
     )
-    def start(self, instances: int, largest: int, preferred: int, delay: float) -> None:
+    def start(
+        self, instances: int, largest: int, preferred: int, delay: float, adaptive: bool
+    ) -> None:
         self.free = instances
         if largest:
-            self.policy = Batching(largest, frozenset({min(preferred, largest)}), delay)
+            self.delay, self.largest = delay, largest
+            self.policy = batching = Batching(largest, frozenset({min(preferred, largest)}), delay)
+            if adaptive:
+                self.policy = self.adaptive = Adaptive(batching)
         self.scheduler = self.run(self._make())
 
     async def _make(self) -> QueueScheduler:
-        return QueueScheduler(self.policy, self)
+        arrived = None if self.adaptive is None else self.adaptive.arrived
+        return QueueScheduler(self.policy, self, arrived=arrived)
 
     def run(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
         return self.loop.run_until_complete(coroutine)
@@ -59,8 +71,7 @@ class QueueMachine(RuleBasedStateMachine):
         assert batch, "an empty batch"
         assert [self.expected.popleft() for _ in batch] == list(batch), "out of order"
         assert len({request.key for request in batch}) == 1, "a mixed batch"
-        if isinstance(self.policy, Batching) and len(batch) > 1:
-            assert sum(request.size for request in batch) <= self.policy.largest
+        assert len(batch) == 1 or sum(request.size for request in batch) <= self.largest
         self.left += batch
 
     def reject(self, pending: Pending, error: MicrokernelError, reason: Failure) -> None:
@@ -91,9 +102,12 @@ class QueueMachine(RuleBasedStateMachine):
             self.expected.remove(pending)
             self.left.append(pending)
 
-    @rule()
-    def free_an_instance(self) -> None:
+    @rule(size=st.integers(1, 8), seconds=st.sampled_from([0.1, 1.0, 5.0]))
+    def free_an_instance(self, size: int, seconds: float) -> None:
+        """As if a batch of that size had taken so long."""
         self.free += 1
+        if self.adaptive is not None:
+            self.adaptive.executed(size, seconds, self.loop.time())
         self.run(self._wake())
 
     async def _wake(self) -> None:
@@ -123,9 +137,12 @@ class QueueMachine(RuleBasedStateMachine):
     @invariant()
     def nothing_waits_without_a_reason(self) -> None:
         assert self.scheduler.waiting == len(self.expected)
-        if self.expected and self.free:
-            assert isinstance(self.policy, Batching)
-            assert self.loop.time() < self.expected[0].arrived + self.policy.delay
+        if not (self.expected and self.free):
+            return
+        if self.adaptive is not None:
+            assert self.scheduler._timer is not None
+        if self.delay or self.adaptive is None:
+            assert self.loop.time() < self.expected[0].arrived + self.delay
 
     def teardown(self) -> None:
         """In the end everything that was accepted runs, closed or not."""
@@ -141,3 +158,8 @@ class QueueMachine(RuleBasedStateMachine):
 
 QueueMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
 TestQueue = QueueMachine.TestCase
+
+
+@pytest.mark.slow
+def test_the_queue_for_minutes(run_long: RunLong) -> None:
+    run_long(QueueMachine)

@@ -10,6 +10,7 @@ from microkernel import InferRequest, MicrokernelError, ModelConfig, Placement, 
 from microkernel.config.model import DynamicBatching
 from microkernel.models.crew import Crew, CrewEvents
 from microkernel.models.version import ModelVersion
+from microkernel.scheduling.dynamic import queue_scheduler
 from microkernel.scheduling.pending import Pending, Runner
 from microkernel.scheduling.policy import Batching, OneByOne
 from microkernel.scheduling.queue import QueueScheduler
@@ -194,7 +195,7 @@ async def test_the_configuration_chooses_the_scheduler(
 ) -> None:
     executor = OneInstance(1)
     config = ModelConfig(max_batch_size=4, dynamic_batching=dynamic)
-    scheduler = QueueScheduler.of(config, executor)
+    scheduler = queue_scheduler(config, executor)
     executor.wake = scheduler.wake
     for name in "abc":
         scheduler.submit(pending(name))

@@ -279,7 +279,8 @@ class Heard:
     def responded(self, ns: int) -> None:
         self.first.append(ns)
 
-    def succeeded(self, *_: object) -> None: ...
+    def succeeded(self, *_: object, first: bool) -> None:
+        assert not first  # it was heard of on its own
 
     def executed(self, *_: object) -> None: ...
 

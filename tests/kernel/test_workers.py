@@ -10,6 +10,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from microkernel import (
+    RESCHEDULE,
     InferRequest,
     Internal,
     InvalidArgument,
@@ -18,6 +19,7 @@ from microkernel import (
     Placement,
     Tensor,
 )
+from microkernel.request import Answer
 from microkernel.workers.contract import Result, Worker, WorkerInstance
 
 Launch = Callable[[], Awaitable[Worker]]
@@ -37,7 +39,7 @@ def deed(name: str) -> int:
 def rows(result: Result) -> list[Any]:
     """The output of each request; the errors among them as they are."""
     return [
-        answer if isinstance(answer, MicrokernelError) else answer.outputs[0].as_numpy().tolist()
+        answer.outputs[0].as_numpy().tolist() if isinstance(answer, Answer) else answer
         for answer in result.answers
     ]
 
@@ -56,7 +58,7 @@ async def test_a_batch_of_one(served: WorkerInstance, run_batch: RunBatch, ask: 
     assert served.name == "odd_0"
     assert rows(result) == [[[2, 4, 6]]]
     (answer,) = result.answers
-    assert not isinstance(answer, MicrokernelError)
+    assert isinstance(answer, Answer)
     assert [tensor.name for tensor in answer.outputs] == ["Y"]
 
 
@@ -121,6 +123,14 @@ async def test_one_request_of_a_batch_may_fail(
     first, second = rows(await run_batch(served, ask(deed("second_fails")), ask(1)))
     assert first == [[2 * deed("second_fails")]]
     assert (type(second), str(second)) == (Internal, "only the second")
+
+
+async def test_one_request_of_a_batch_may_come_again(
+    served: WorkerInstance, run_batch: RunBatch, ask: Ask
+) -> None:
+    number = deed("second_comes_again")
+    result = await run_batch(served, ask(number), ask(1), ask(2))
+    assert rows(result) == [[[2 * number]], RESCHEDULE, [[4]]]
 
 
 LOAD_FAILURES = [

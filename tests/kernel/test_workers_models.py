@@ -17,7 +17,6 @@ from microkernel import (
     Internal,
     InvalidArgument,
     Unavailable,
-    Unsupported,
 )
 from microkernel.models.loader import Loader, LoaderSettings, Offer
 from microkernel.models.version import ModelVersion
@@ -219,7 +218,12 @@ async def test_a_hanging_thread_is_left_behind(load: Load, ask: Ask) -> None:
         ),
         (parameter("EXECUTION_TIMEOUT_SECS", "-1"), InvalidArgument, "parameter 'EXECUTION_TIM"),
         (parameter("EXECUTION_TIMEOUT_SECS", "inf"), InvalidArgument, "parameter 'EXECUTION_TIM"),
-        ("sequence_batching { }\n", Unsupported, ""),
+        (
+            'sequence_batching { state { input_name: "S" output_name: "T" data_type: TYPE_INT8 '
+            'dims: 1 initial_state { name: "s" data_type: TYPE_INT8 dims: 1 data_file: "s" } } }\n',
+            InvalidArgument,
+            "file 's' of the initial state of 'S' cannot be read",
+        ),
     ],
 )
 async def test_a_model_that_cannot_be_loaded_leaves_no_process(

@@ -21,6 +21,7 @@ from microkernel import (
     Tensor,
     Unavailable,
 )
+from microkernel.request import Answer
 from microkernel.workers import descriptors, process
 from microkernel.workers.arena import Block
 from microkernel.workers.contract import Result
@@ -45,7 +46,7 @@ def deed(name: str) -> int:
 def output(result: Result) -> Any:
     """The first request's output."""
     answer = result.answers[0]
-    assert not isinstance(answer, MicrokernelError), answer
+    assert isinstance(answer, Answer), answer
     return answer.outputs[0].as_numpy()
 
 

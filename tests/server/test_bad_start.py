@@ -50,9 +50,14 @@ def _initialize_raises(folder: Path) -> None:
     write_python_model(folder.parent, folder.name, TENSORS, body)
 
 
-def _sequences(folder: Path) -> None:
-    config = f"max_batch_size: 2\nsequence_batching {{ }}\n{TENSORS}"
-    write_python_model(folder.parent, folder.name, config, ECHO)
+def _no_state(folder: Path) -> None:
+    state = """
+sequence_batching { state {
+  input_name: "S" output_name: "T" data_type: TYPE_FP32 dims: [ 1 ]
+  initial_state { name: "first" data_type: TYPE_FP32 dims: [ 1 ] data_file: "first" }
+} }
+"""
+    write_python_model(folder.parent, folder.name, f"max_batch_size: 2\n{state}{TENSORS}", ECHO)
 
 
 BROKEN: dict[str, tuple[Callable[[Path], None], str]] = {
@@ -101,12 +106,12 @@ BROKEN: dict[str, tuple[Callable[[Path], None], str]] = {
         _file("weights.bin", "?"),
         "Invalid argument: .*nothing_known",
     ),
-    "sequences": (
-        _sequences,
-        r"Unsupported: \S*/sequences/config.pbtxt: 'sequence_batching' is not offered",
+    "no_state": (
+        _no_state,
+        "Invalid argument: file 'first' of the initial state of 'S' cannot be read: No such file",
     ),
 }
-NEVER_LOADED = {"misspelt", "no_version", "strange_backend", "nothing_known", "sequences", "twice"}
+NEVER_LOADED = {"misspelt", "no_version", "strange_backend", "nothing_known", "twice"}
 """Those that fail before anything is loaded, so that they have no version either."""
 
 

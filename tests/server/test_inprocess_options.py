@@ -46,6 +46,24 @@ REPOSITORY = {"model_repository": "models"}
             {"backend_config": ("a=1", "python,b=2")},
         ),
         (
+            {
+                "rate_limiter_mode": RateLimitMode.EXEC_COUNT,
+                "rate_limiter_resources": [
+                    RateLimiterResource("gpu memory", 2),
+                    RateLimiterResource("R", 1, 0),
+                ],
+            },
+            {"rate_limit": "execution_count", "rate_limit_resource": ("gpu memory:2", "R:1:0")},
+        ),
+        (
+            {"host_policies": {"cpu": {"cpu-cores": "0-1", "numa-node": 0}}},
+            {"host_policy": ("cpu,cpu-cores=0-1", "cpu,numa-node=0")},
+        ),
+        (
+            {"cache_config": {"redis": {"host": "h", "port": 6379}}},
+            {"cache_config": ("redis,host=h", "redis,port=6379")},
+        ),
+        (
             {"metrics_configuration": {"": {"counter_latencies": "false"}}},
             {"metrics_config": ("counter_latencies=false",)},
         ),
@@ -88,15 +106,13 @@ def test_options_that_cannot_be(options: dict[str, Any], words: str) -> None:
 def test_options_without_effect_warn_once() -> None:
     options = Options(
         **REPOSITORY,  # type: ignore[arg-type]
-        rate_limiter_mode=RateLimitMode.EXEC_COUNT,
-        rate_limiter_resources=[RateLimiterResource("gpu memory", 2)],
+        model_namespacing=True,
         min_supported_compute_capability=7,
     )
     with pytest.warns(UserWarning, match="options without effect") as found:
         settings_of(options)
     assert [str(warning.message) for warning in found] == [
-        "options without effect here: rate_limiter_mode, rate_limiter_resources, "
-        "min_supported_compute_capability"
+        "options without effect here: min_supported_compute_capability, model_namespacing"
     ]
     assert "server_id" not in NO_EFFECT
 

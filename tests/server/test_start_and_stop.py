@@ -264,14 +264,14 @@ def test_lines_of_a_model_name_its_requests(tmp_path: Path) -> None:
 
 
 def test_flags_without_effect_warn_once_each(repository: Path) -> None:
-    flags = ["--http-thread-count=4", "--cache-config=local,size=1048576", "--id=mine"]
+    flags = ["--http-thread-count=4", "--cache-directory=/caches", "--id=mine"]
     flags += ["--strict-model-config=true", "--backend-config=tensorflow,version=2"]
     with started(repository, *flags) as server:
         assert server.infer("slow", X).status == 200
         assert server.stop() == 0
     warnings = [line["event"] for line in server.log.lines if line["level"] == "warning"]
     assert warnings == [
-        "--cache-config has no effect: responses are not cached",
+        "--cache-directory has no effect: caches are plug-ins, which are installed with pip",
         "--strict-model-config is deprecated; write --disable-auto-complete-config",
         "--http-thread-count has no effect: one event loop serves every connection",
         "--backend-config tensorflow,version=2 has no effect: there is no backend 'tensorflow'",

@@ -1,6 +1,6 @@
 """Loading ONNX models and running them on the CPU."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from microkernel import (
     Tensor,
     Unsupported,
     element_count,
+    model_outputs,
 )
 from microkernel_onnx import Settings
 from microkernel_onnx.completion import complete, is_complete
@@ -68,11 +69,8 @@ class OnnxModel(Model):
                 "the onnxruntime backend does not serve; use KIND_CPU"
             )
         ports = {**self._graph.inputs, **self._graph.initializers}
-        scalars = {name for name, port in ports.items() if not port.shape}
-        ragged = {entry.name for entry in self._config.input if entry.allow_ragged_batch}
-        shapes: dict[str, tuple[int, ...]] = dict.fromkeys(scalars, ())
-        shapes |= dict.fromkeys(ragged, (-1,))
-        return OnnxInstance(self._session, self._config, shapes, run_options(self._options))
+        scalars = frozenset(name for name, port in ports.items() if not port.shape)
+        return OnnxInstance(self._session, self._config, scalars, run_options(self._options))
 
     def unload(self) -> None:
         """Give the session back."""
@@ -80,21 +78,19 @@ class OnnxModel(Model):
 
 
 class OnnxInstance(Instance):
-    """One user of the shared session. `shapes` are the forms of those inputs that the model sees
-    otherwise than they arrive: scalars, and ragged ones as vectors."""
+    """One user of the shared session. `scalars` are the inputs that have no dimension in the graph,
+    whatever the configuration says."""
 
     def __init__(
         self,
         session: Any,
         config: ModelConfig,
-        shapes: Mapping[str, tuple[int, ...]],
+        scalars: frozenset[str],
         run_options: Any,
     ) -> None:
-        self._session, self._shapes, self._run_options = session, shapes, run_options
-        self._dims = {entry.name: entry.dims for entry in config.output}
-        states = () if config.sequence_batching is None else config.sequence_batching.state
-        outputs = [*self._dims, *(state.output_name for state in states)]
-        self._outputs = list(dict.fromkeys(outputs))
+        self._session, self._scalars, self._run_options = session, scalars, run_options
+        self._dims = {entry.name: entry.dims for entry in model_outputs(config)}
+        self._outputs = list(self._dims)
 
     def execute(self, batch: Batch) -> Sequence[Outcome]:
         """Run the session once for the batch. A request with malformed strings fails alone."""
@@ -120,12 +116,11 @@ class OnnxInstance(Instance):
             array = _strings(tensor, batch, failed)
         else:
             array = tensor.as_numpy()
-        shape = self._shapes.get(tensor.name)
-        return array if shape is None else array.reshape(shape)
+        return array.reshape(()) if tensor.name in self._scalars else array
 
     def _tensor(self, name: str, array: Any) -> Tensor:
         """An output; a scalar goes out in the configuration's dims, which are all 1."""
-        shaped = array if array.ndim else array.reshape(self._dims.get(name, (1,)))
+        shaped = array if array.ndim else array.reshape(self._dims[name])
         return Tensor.from_numpy(name, shaped)
 
 

@@ -1,6 +1,6 @@
 """Filling in a configuration from the graph, by the rules of Triton's ONNX Runtime backend."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from microkernel import (
@@ -10,8 +10,10 @@ from microkernel import (
     ModelInput,
     ModelOutput,
     Reshape,
+    model_outputs,
 )
 from microkernel_onnx.graph import Graph, Port
+from microkernel_onnx.validation import sequence_inputs
 
 
 def is_complete(config: ModelConfig) -> bool:
@@ -38,12 +40,14 @@ def complete(config: ModelConfig, graph: Graph, default_max_batch_size: int) -> 
     if max_batch_size > 1 and dynamic is None and config.sequence_batching is None:
         dynamic = DynamicBatching()
     listed = config.input or config.batch_input
+    made = [entry.name for entry in sequence_inputs(config)]
+    states = [entry.name for entry in model_outputs(config)[len(config.output) :]]
     return replace(
         config,
         max_batch_size=max_batch_size,
         dynamic_batching=dynamic,
-        input=config.input if listed else _inputs(graph.inputs, batching),
-        output=config.output or _outputs(graph.outputs, batching),
+        input=config.input if listed else _inputs(_without(graph.inputs, made), batching),
+        output=config.output or _outputs(_without(graph.outputs, states), batching),
     )
 
 
@@ -56,6 +60,10 @@ def _max_batch_size(config: ModelConfig, graph: Graph, default: int) -> int:
             "non-zero max_batch_size is specified"
         )
     return 0
+
+
+def _without(ports: Mapping[str, Port], names: Sequence[str]) -> Mapping[str, Port]:
+    return {name: port for name, port in ports.items() if name not in names}
 
 
 def _inputs(ports: Mapping[str, Port], batching: bool) -> tuple[ModelInput, ...]:

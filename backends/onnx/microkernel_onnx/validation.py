@@ -9,6 +9,8 @@ from microkernel import (
     ModelInput,
     ModelOutput,
     Unsupported,
+    model_inputs,
+    model_outputs,
 )
 from microkernel_onnx.graph import Graph, Port
 
@@ -20,27 +22,30 @@ def validate(config: ModelConfig, graph: Graph) -> None:
     _check_count(config, graph)
     for entry in config.input:
         _check_input(config, entry, graph)
-    for output in config.output:
+    for output in model_outputs(config):
         _check_output(config, output, graph)
-    _check_controls(config, graph)
+    _check_sequence_tensors(config, graph)
+    for made in made_from_batch(config):
+        _check_type(config, made, _named(made.name, graph.inputs, "input"), "input")
 
 
-def fed_besides_inputs(config: ModelConfig) -> list[str]:
-    """The tensors that the server makes itself: batch inputs, sequence controls and states."""
-    names = [target for entry in config.batch_input for target in entry.target_name]
-    return names + _sequence_tensors(config)
+def sequence_inputs(config: ModelConfig) -> Sequence[ModelInput]:
+    """The controls and the states."""
+    return model_inputs(config)[len(config.input) :]
 
 
-def _sequence_tensors(config: ModelConfig) -> list[str]:
-    if config.sequence_batching is None:
-        return []
-    controls = [entry.name for entry in config.sequence_batching.control_input]
-    return controls + [entry.input_name for entry in config.sequence_batching.state]
+def made_from_batch(config: ModelConfig) -> Sequence[ModelInput]:
+    """The tensors that tell the model what a batch is made of."""
+    return [
+        ModelInput(target, entry.data_type)
+        for entry in config.batch_input
+        for target in entry.target_name
+    ]
 
 
 def _check_count(config: ModelConfig, graph: Graph) -> None:
     required = sum(not entry.optional for entry in config.input)
-    expected = required + len(fed_besides_inputs(config))
+    expected = required + len(sequence_inputs(config)) + len(made_from_batch(config))
     if expected != len(graph.inputs):
         raise InvalidArgument(
             f"unable to load model '{config.name}', configuration expects {expected} inputs, model "
@@ -48,13 +53,16 @@ def _check_count(config: ModelConfig, graph: Graph) -> None:
         )
 
 
-def _check_controls(config: ModelConfig, graph: Graph) -> None:
-    for name in _sequence_tensors(config):
-        if name not in graph.inputs:
+def _check_sequence_tensors(config: ModelConfig, graph: Graph) -> None:
+    for entry in sequence_inputs(config):
+        if entry.name not in graph.inputs:
             raise Internal(
                 f"unable to load model '{config.name}', configuration specified sequence tensor "
-                f"'{name}', but the model has no such input"
+                f"'{entry.name}', but the model has no such input"
             )
+        port = graph.inputs[entry.name]
+        _check_type(config, entry, port, "input")
+        _check_shape(config, port, entry.dims, _input_accepts)
 
 
 def _check_input(config: ModelConfig, entry: ModelInput, graph: Graph) -> None:
@@ -77,6 +85,8 @@ def _check_output(config: ModelConfig, entry: ModelOutput, graph: Graph) -> None
     port = _named(entry.name, graph.outputs, "output")
     _check_type(config, entry, port, "output")
     if any(entry.name in scattered.target_name for scattered in config.batch_output):
+        return
+    if entry not in config.output:  # a state, whose shape may change from step to step
         return
     dims = entry.dims if entry.reshape is None else entry.reshape.shape
     _check_shape(config, port, dims, _output_accepts)

@@ -4,12 +4,13 @@ import inspect
 import json
 import logging
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeAlias, TypeVar
 
 from microkernel import (
+    RESCHEDULE,
     Batch,
     Instance,
     Internal,
@@ -19,6 +20,7 @@ from microkernel import (
     Placement,
     Sender,
     config_to_json,
+    model_outputs,
 )
 from microkernel_python.abandonment import Abandonments
 from microkernel_python.errors import TritonModelException
@@ -63,7 +65,7 @@ class PythonInstance(Instance):
     ) -> None:
         self._name = placement.name
         self._decoupled = config.decoupled
-        self._outputs = tuple(output.name for output in config.output)
+        self._outputs = tuple(output.name for output in model_outputs(config))
         self._abandonments = Abandonments(placement.name)
         self._loop: LoopThread | None = None
         try:
@@ -76,8 +78,8 @@ class PythonInstance(Instance):
     def execute(self, batch: Batch) -> list[Outcome]:
         """Run the model on the requests whose inputs are sound; each of the others gets its own
         error. Returns when every request is answered, by what the model returns or through its
-        response sender. What the model raises or returns amiss fails as Internal every request that
-        it has not answered by then."""
+        response sender, or is to come again. What the model raises or returns amiss fails as
+        Internal every request that it has not answered by then."""
         admitted: list[SingleReply | MicrokernelError] = []
         for index in range(len(batch)):
             try:
@@ -123,12 +125,15 @@ class PythonInstance(Instance):
         try:
             returned = self._run(replies)
             if inspect.iscoroutine(returned):
-                self._event_loop().begin(returned, partial(self._failed_later, replies))
+                finished = _released_after(returned, replies)
+                self._event_loop().begin(finished, partial(self._failed_later, replies))
             elif returned is not None:
                 raise self._failure(
                     f"Python model '{self._name}' is using the decoupled mode and the execute "
                     "function must return None."
                 )
+            else:
+                _release(replies)
         except Internal:
             for reply in replies:
                 reply.abort()
@@ -152,7 +157,7 @@ class PythonInstance(Instance):
         returned = self._run(replies)
         if inspect.iscoroutine(returned):
             returned = self._guarded(self._event_loop().run, returned)
-        problem = fault(returned, len(replies))
+        problem = fault(returned, len(replies)) or _answered_again(replies, returned)
         if problem:
             raise self._failure(problem)
         lent = [reply for reply in replies if reply.lent]
@@ -202,6 +207,8 @@ class PythonInstance(Instance):
         reason = describe(error)
         for reply in replies:
             reply.reason = reason
+            if reply.rescheduled:  # and perhaps let go of, which nobody will notice
+                reply.finish(self._failure(reason))
         traceback.clear_frames(error.__traceback__)  # they hold the requests
 
     def _claim(self, replies: list[SingleReply], responses: Answers) -> None:
@@ -213,6 +220,9 @@ class PythonInstance(Instance):
             raise self._failure(str(error)) from error
 
     def _sent(self, reply: SingleReply) -> Outcome:
+        if reply.rescheduled:
+            reply.abort()
+            return reply.outcome or RESCHEDULE
         answer = reply.wait()
         if answer is not None:
             return answer
@@ -230,6 +240,29 @@ class PythonInstance(Instance):
 
     def _failure(self, reason: str) -> Internal:
         return Internal(failed(self._name, reason))
+
+
+def _release(replies: Sequence[StreamReply]) -> None:
+    """Let those requests come again for which the model asked that."""
+    for reply in replies:
+        if reply.rescheduled:
+            reply.finish(RESCHEDULE)
+
+
+async def _released_after(running: Awaitable[object], replies: Sequence[StreamReply]) -> None:
+    await running
+    _release(replies)
+
+
+def _answered_again(replies: Sequence[SingleReply], returned: Answers | None) -> str:
+    """What is wrong where a request is both answered and rescheduled; "" if nothing. An answer that
+    is an error takes the place of rescheduling."""
+    for reply, response in zip(replies, returned or (), strict=False):
+        if reply.rescheduled and response is not None and not response.has_error():
+            return (
+                "Expected a None object in the list that execute returns for a rescheduled request."
+            )
+    return ""
 
 
 def _encoded(replies: list[SingleReply], responses: list[InferenceResponse]) -> list[Outcome]:

@@ -13,6 +13,7 @@ from microkernel import (
     InferResponse,
     MicrokernelError,
     Outcome,
+    Reschedule,
     Sender,
 )
 from microkernel_python.errors import TritonModelException
@@ -37,17 +38,22 @@ class Reply(ABC):
     its inputs as the model sees them (`tensors`) and the outputs that are wanted (`names`).
 
     `outputs` are the model's, for a client that names none. `lent` says whether a response sender
-    was made, through which the model may answer later. Raises InvalidArgument or Internal where an
+    was made, through which the model may answer later, and `rescheduled` whether the model wants to
+    see the request again. Raises InvalidArgument or Internal where an
     input's data does not fit its shape.
     """
 
-    __slots__ = ("_cancelled", "_closed", "_order", "_sent", "lent", "names", "source", "tensors")
+    __slots__ = (
+        *("_cancelled", "_closed", "_order", "_sent"),
+        *("lent", "names", "rescheduled", "source", "tensors"),
+    )
 
     def __init__(self, source: InferRequest, outputs: Sequence[str]) -> None:
         self.source = source
         self.tensors = [ReceivedTensor(tensor) for tensor in source.inputs]
         self.names = frozenset(source.outputs or outputs)
         self.lent = False
+        self.rescheduled = False
         self._order = threading.Lock()  # held while sending: what is sent first arrives first
         self._sent = False
         self._closed = False
@@ -74,7 +80,10 @@ class Reply(ABC):
                 self._closed = True
 
     def encoded(self, response: InferenceResponse) -> Outcome:
-        """The response as the kernel takes it, a view on the model's arrays."""
+        """The response as the kernel takes it, a view on the model's arrays. One that is an error
+        ends the request: it is not rescheduled."""
+        if response.has_error():
+            self.rescheduled = False
         return outcome(self.source, self.names, response)
 
     def is_cancelled(self) -> bool:
@@ -210,15 +219,15 @@ class StreamReply(Reply):
         if flags == FINAL:
             self.release()
 
-    def finish(self, error: MicrokernelError) -> None:
-        """Answer with an error and end, unless the request is at its end."""
+    def finish(self, outcome: MicrokernelError | Reschedule) -> None:
+        """End with an error, or to come again, unless the request is at its end."""
         with self._order:
             if self._closed:
                 return
             self._closed = True
             # The kernel may have ended the request by itself.
             with contextlib.suppress(MicrokernelError):
-                self._sender.send(error, final=True)
+                self._sender.send(outcome, final=True)
         self.release()
 
     def abort(self) -> None:
@@ -227,8 +236,8 @@ class StreamReply(Reply):
         self.release()
 
     def abandon(self) -> None:
-        """Have the request finished by somebody else."""
-        if not self._closed:
+        """Have the request finished by somebody else. One that comes again may be let go of."""
+        if not (self._closed or self.rescheduled):
             self._abandoned(self)
 
     def _deliver(self, answer: Outcome | None, *, final: bool) -> None:

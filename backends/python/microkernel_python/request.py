@@ -108,14 +108,13 @@ class InferenceRequest:
         return False
 
     def set_release_flags(self, flags: int) -> None:
-        """What becomes of the request when `execute` returns.
+        """What becomes of the request when `execute` returns: with
+        `TRITONSERVER_REQUEST_RELEASE_RESCHEDULE` a received one comes again in a later batch, where
+        the model's sequences are iterative.
 
-        Raises TritonModelException for rescheduling, which this version does not offer, and for
-        unknown flags.
+        Raises TritonModelException for unknown flags.
         """
-        if integer(flags, "flags") == RELEASE_RESCHEDULE:
-            raise TritonModelException("rescheduling a request is not offered by this version")
-        if flags != RELEASE_ALL:
+        if integer(flags, "flags") not in (RELEASE_ALL, RELEASE_RESCHEDULE):
             raise TritonModelException(f"unknown release flags: {flags}")
 
     def get_response_sender(self) -> InferenceResponseSender:
@@ -162,6 +161,11 @@ class ReceivedRequest(InferenceRequest):
     def is_cancelled(self) -> bool:
         """Whether the client gave the request up; asked anew until it did."""
         return self._reply.is_cancelled()
+
+    def set_release_flags(self, flags: int) -> None:
+        """As of any request; what is said last counts."""
+        super().set_release_flags(flags)
+        self._reply.rescheduled = flags == RELEASE_RESCHEDULE
 
     def get_response_sender(self) -> InferenceResponseSender:
         """The request's one sender, the same at each call."""

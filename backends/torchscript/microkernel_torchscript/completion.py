@@ -15,7 +15,14 @@ from typing import Any
 
 import torch
 
-from microkernel import InvalidArgument, ModelConfig, ModelInput, ModelOutput, Reshape
+from microkernel import (
+    InvalidArgument,
+    ModelConfig,
+    ModelInput,
+    ModelOutput,
+    Reshape,
+    model_outputs,
+)
 from microkernel_torchscript.examples import (
     CannotTell,
     Example,
@@ -24,6 +31,8 @@ from microkernel_torchscript.examples import (
 )
 from microkernel_torchscript.files import load_module
 from microkernel_torchscript.inputs import check_kinds, plan_inputs
+from microkernel_torchscript.naming import index_of
+from microkernel_torchscript.sequences import sequence_inputs, sequence_position
 from microkernel_torchscript.signature import Signature, signature_of
 from microkernel_torchscript.skeleton import skeleton
 from microkernel_torchscript.survey import Survey, survey
@@ -49,12 +58,30 @@ def complete(config: ModelConfig, path: Path) -> ModelConfig:
     except CannotTell as reason:
         raise InvalidArgument(_request(config, path, signature, reason)) from None
     _check_batching(config, found)
+    made, states = _made(config, signature).values(), _state_outputs(config)
     return replace(
         config,
-        input=config.input or tuple(_input(config, e, found.inputs[e.name]) for e in examples),
+        input=config.input
+        or tuple(_input(config, e, found.inputs[e.name]) for e in examples if e.name not in made),
         output=config.output
-        or tuple(_output(config, name, *found.outputs[name]) for name in found.outputs),
+        or tuple(_output(config, n, *found.outputs[n]) for n in found.outputs if n not in states),
     )
+
+
+def _made(config: ModelConfig, signature: Signature) -> Mapping[str, str]:
+    """The arguments that controls and states feed, and what feeds them."""
+    arguments = [argument.name for argument in signature.arguments]
+    names = [entry.name for entry in sequence_inputs(config)]
+    if signature.takes_dictionary:
+        return dict(zip(names, names, strict=True))
+    places = [sequence_position(name, arguments) for name in names]
+    return {arguments[i]: n for i, n in zip(places, names, strict=True) if i < len(arguments)}
+
+
+def _state_outputs(config: ModelConfig) -> set[str]:
+    """The states among the results, by the names that a survey gives them."""
+    names = [entry.name for entry in model_outputs(config)[len(config.output) :]]
+    return {*names, *(f"OUTPUT__{index_of(name)}" for name in names)}
 
 
 def _find(
@@ -62,9 +89,13 @@ def _find(
 ) -> tuple[tuple[Example, ...], Survey]:
     """The first set of examples that the model runs on, and what the runs showed."""
     reason = CannotTell("the inputs, because no layer hints at their shape")
+    made = _made(config, signature).values()
     for examples in _candidates(config, module, signature):
-        listed = config.input or tuple(ModelInput(e.name, e.data_type) for e in examples)
-        plan = plan_inputs(replace(config, input=listed), signature)
+        told = (ModelInput(e.name, e.data_type) for e in examples if e.name not in made)
+        # The names of outputs are not known yet, so those of states are not held against them.
+        named = config.output or (ModelOutput("OUTPUT__0"),)
+        listed = replace(config, input=config.input or tuple(told), output=named)
+        plan = plan_inputs(listed, signature)
 
         def call(values: Mapping[str, Any], plan: Any = plan) -> Any:
             return module.forward(*plan.lay_out(values))
@@ -83,8 +114,14 @@ def _find(
 def _candidates(
     config: ModelConfig, module: torch.jit.ScriptModule, signature: Signature
 ) -> Iterator[tuple[Example, ...]]:
+    if config.batch_input or any(entry.allow_ragged_batch for entry in config.input):
+        raise CannotTell("the inputs and outputs, because a ragged batch cannot be made up")
     if not config.input:
-        return discovered_examples(module, signature)
+        names = _made(config, signature)
+        return (
+            tuple(replace(e, name=names.get(e.name, e.name)) for e in examples)
+            for examples in discovered_examples(module, signature)
+        )
     plan = plan_inputs(config, signature)
     return configured_examples(config, {feed.name: feed.kind for feed in plan.feeds})
 
@@ -122,10 +159,12 @@ def _dims(config: ModelConfig, shape: tuple[int, ...]) -> tuple[tuple[int, ...],
 
 
 def _request(config: ModelConfig, path: Path, signature: Signature, reason: CannotTell) -> str:
+    made = _made(config, signature)
+    listed = tuple(a for a in signature.arguments if a.name not in made)
     return (
         f"unable to complete the configuration of model '{config.name}': '{path}' does not tell "
         f"{reason}. Write '{path.parent.parent / 'config.pbtxt'}' like this and fill in what is "
-        f"marked:\n\n{skeleton(config, signature)}"
+        f"marked:\n\n{skeleton(config, replace(signature, arguments=listed))}"
     )
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from microkernel import ModelConfig, ModelInput
+from microkernel import ModelConfig, ModelInput, model_inputs
 from microkernel_torchscript.conversion import CONFIG_NAMES, STRING, TORCH_TYPES, is_supported
 from microkernel_torchscript.signature import SCALARS, Argument, Signature
 
@@ -55,11 +55,12 @@ class Example:
 def configured_examples(
     config: ModelConfig, kinds: dict[str, str]
 ) -> Iterator[tuple[Example, ...]]:
-    """Sets of examples for the inputs that a configuration lists, one per size to try for its -1s.
-    `kinds` are the kinds of the arguments by input name."""
-    free = any(-1 in _seen(entry) for entry in config.input)
+    """Sets of examples for the inputs that a configuration lists, and for its controls and states,
+    one per size to try for its -1s. `kinds` are the kinds of the arguments by input name."""
+    entries = model_inputs(config)
+    free = any(-1 in _seen(entry) for entry in entries)
     for size in _FREE_SIZES if free else (1,):
-        yield tuple(_configured(config, entry, kinds[entry.name], size) for entry in config.input)
+        yield tuple(_configured(config, entry, kinds[entry.name], size) for entry in entries)
 
 
 def _configured(config: ModelConfig, entry: ModelInput, kind: str, size: int) -> Example:

@@ -15,6 +15,11 @@ from microkernel import (
 )
 from microkernel_torchscript.conversion import STRING, is_supported, to_torch
 from microkernel_torchscript.naming import input_positions
+from microkernel_torchscript.sequences import (
+    check_sequence_tensors,
+    sequence_inputs,
+    sequence_position,
+)
 from microkernel_torchscript.signature import REQUIRED, SCALARS, Argument, Signature
 
 _INTEGERS = frozenset(("TYPE_UINT8", "TYPE_INT8", "TYPE_INT16", "TYPE_INT32", "TYPE_INT64"))
@@ -71,6 +76,7 @@ def plan_inputs(config: ModelConfig, signature: Signature) -> InputPlan:
     Raises InvalidArgument or Internal, in Triton's words, where they do not fit.
     """
     names = _fed_names(config)
+    check_sequence_tensors(config, signature)
     if signature.takes_dictionary:
         feeds = tuple(Feed(name, 0, "tensor") for name in names)
     else:
@@ -95,12 +101,13 @@ def check_strings(name: str, shape: Sequence[int], config: ModelConfig, directio
 
 def _fed_names(config: ModelConfig) -> list[str]:
     """All tensors that the server feeds: inputs, batch inputs, sequence controls and states."""
+    return [*_listed(config), *(entry.name for entry in sequence_inputs(config))]
+
+
+def _listed(config: ModelConfig) -> list[str]:
+    """The inputs and the batch inputs, whose names follow one convention."""
     names = [entry.name for entry in config.input]
-    names += [target for entry in config.batch_input for target in entry.target_name]
-    if config.sequence_batching is not None:
-        names += [entry.name for entry in config.sequence_batching.control_input]
-        names += [entry.input_name for entry in config.sequence_batching.state]
-    return names
+    return names + [target for entry in config.batch_input for target in entry.target_name]
 
 
 def check_kinds(arguments: Sequence[Argument]) -> None:
@@ -128,7 +135,9 @@ def _positional(
             f"unable to load model '{config.name}', configuration expects {len(names)} inputs, "
             f"model provides {len(arguments)}"
         )
-    positions = input_positions(names, [argument.name for argument in arguments])
+    known = [argument.name for argument in arguments]
+    positions = input_positions(_listed(config), known)
+    positions += [sequence_position(entry.name, known) for entry in sequence_inputs(config)]
     _check_positions(config, dict(zip(names, positions, strict=True)), arguments)
     return tuple(
         Feed(name, position, arguments[position].kind)
@@ -162,7 +171,7 @@ def _check_positions(
 
 
 def _check_types(config: ModelConfig, kinds: Mapping[str, str]) -> None:
-    for entry in config.input:
+    for entry in (*config.input, *sequence_inputs(config)):
         kind = kinds[entry.name]
         if kind in SCALARS:
             _check_scalar(config, entry.name, entry.data_type, kind)
@@ -171,7 +180,7 @@ def _check_types(config: ModelConfig, kinds: Mapping[str, str]) -> None:
                 f"unsupported datatype {entry.data_type} for input '{entry.name}' for model "
                 f"'{config.name}'"
             )
-        elif entry.data_type == STRING:
+        elif entry.data_type == STRING and entry in config.input:
             seen = entry.dims if entry.reshape is None else entry.reshape.shape
             check_strings(entry.name, seen, config, "input")
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from microkernel import Internal, InvalidArgument, ModelConfig, Tensor
+from microkernel import Internal, InvalidArgument, ModelConfig, Tensor, model_outputs
 from microkernel_torchscript.conversion import STRING, from_torch, is_supported, type_name
 from microkernel_torchscript.inputs import check_strings
 from microkernel_torchscript.naming import output_positions
@@ -52,26 +52,27 @@ class OutputPlan:
 
 
 def plan_outputs(config: ModelConfig) -> OutputPlan:
-    """Match the configuration's outputs with the results of `forward`.
+    """Match the configuration's outputs, and those of its states, with the results of `forward`.
 
     Raises Internal, in Triton's words, for no outputs and for types that the backend cannot read.
     """
     if not config.output:
         raise Internal("model configuration must contain at least one output, none were specified.")
-    for entry in config.output:
+    entries = model_outputs(config)
+    for entry in entries:
         if not is_supported(entry.data_type):
             raise Internal(
                 f"unsupported datatype {entry.data_type} for output '{entry.name}' for model "
                 f"'{config.name}'"
             )
-        if entry.data_type == STRING:
+        if entry.data_type == STRING and entry in config.output:
             seen = entry.dims if entry.reshape is None else entry.reshape.shape
             check_strings(entry.name, seen, config, "output")
-    positions = output_positions([entry.name for entry in config.output])
+    positions = output_positions([entry.name for entry in entries])
     return OutputPlan(
         tuple(
             Wanted(entry.name, entry.data_type, position)
-            for entry, position in zip(config.output, positions, strict=True)
+            for entry, position in zip(entries, positions, strict=True)
         )
     )
 

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TypeVar
 
+from microkernel.errors import InvalidArgument
+
 K = TypeVar("K")
 V = TypeVar("V")
 
@@ -466,6 +468,17 @@ class ModelConfig:
         """The text of a free parameter, `default` where the configuration lacks it."""
         entry = self.parameters.get(name)
         return default if entry is None else entry.string_value
+
+    def switch(self, name: str) -> bool:
+        """Whether a free parameter says `true`; one that is not given does not. Raises
+        InvalidArgument where it says neither that nor `false`."""
+        given = self.parameter(name, "false")
+        if given not in ("true", "false"):
+            raise InvalidArgument(
+                f"parameter '{name}' of model '{self.name}' must be 'true' or 'false', got "
+                f"'{given}'"
+            )
+        return given == "true"
 
     @property
     def decoupled(self) -> bool:

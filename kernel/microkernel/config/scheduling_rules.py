@@ -7,6 +7,7 @@ from itertools import chain
 from microkernel.config.model import (
     Control,
     DynamicBatching,
+    InitialState,
     ModelConfig,
     QueuePolicy,
     SequenceBatching,
@@ -76,7 +77,8 @@ def sequence_batching(config: ModelConfig) -> Iterator[str]:
 
 
 def _controls(batching: SequenceBatching) -> Iterator[str]:
-    names = Counter(control_input.name for control_input in batching.control_input)
+    # A tensor with several controls is as good as one that is named several times.
+    names = Counter(t.name for t in batching.control_input for _ in t.control or (None,))
     for name, count in names.items():
         if not name:
             yield "control tensor must have a name"
@@ -138,8 +140,40 @@ def _strategy(batching: SequenceBatching, limit: int) -> Iterator[str]:
 
 
 def _state(state: State) -> Iterator[str]:
+    name = state.input_name
+    if not name or not state.output_name:
+        yield "sequence batching state must have an 'input_name' and an 'output_name'"
+    if state.data_type == "TYPE_INVALID":
+        yield f"sequence batching state '{name}' must specify 'data_type'"
+    if any(dim < 1 and dim != -1 for dim in state.dims):
+        yield (
+            f"sequence batching state '{name}' dimension must be integer >= 1, or -1 to indicate a "
+            "variable-size dimension"
+        )
     if len(state.initial_state) > 1:
-        yield f"sequence batching state '{state.input_name}' can have only one initial state"
+        yield f"sequence batching state '{name}' can have only one initial state"
     for initial in state.initial_state:
-        if not initial.name:
-            yield f"initial state of sequence batching state '{state.input_name}' must have a name"
+        yield from _initial_state(state, initial)
+
+
+def _initial_state(state: State, initial: InitialState) -> Iterator[str]:
+    name = state.input_name
+    if any(dim < 0 for dim in initial.dims):
+        yield f"'initial_state' field for state input name '{name}' contains variable dimensions."
+    if not initial.name:
+        yield (
+            "Field 'name' must be set when using initial_state in the state input field. State "
+            f"input name is '{name}'"
+        )
+    if initial.data_type != state.data_type:
+        yield f"The data type used for 'initial_state' field of state '{name}' does not match"
+    fits = len(initial.dims) == len(state.dims) and all(
+        dim in (-1, given) for dim, given in zip(state.dims, initial.dims, strict=True)
+    )
+    if not fits:
+        yield (
+            f"The dimensions used for 'initial_state' field of state '{name}' are "
+            f"{list(initial.dims)}, which are none of {list(state.dims)}"
+        )
+    if initial.zero_data is None and not initial.data_file:
+        yield f"'initial_state' of state '{name}' must specify 'zero_data' or 'data_file'"

@@ -5,7 +5,8 @@ from collections import Counter
 from collections.abc import Iterator
 from itertools import chain
 
-from microkernel.config.model import ModelConfig, ModelInput, ModelOutput
+from microkernel.config.model import BatchOutput, ModelConfig, ModelInput, ModelOutput
+from microkernel.config.tensors import inner_dims
 
 
 def tensors(config: ModelConfig) -> Iterator[tuple[str, ModelInput | ModelOutput]]:
@@ -81,6 +82,10 @@ def batch_inputs(config: ModelConfig) -> Iterator[str]:
             yield f"batch input data type must be TYPE_INT32 or TYPE_FP32 for {config.name}"
         kind = f"batch input kind '{batch_input.kind}'"
         yield from _sources(kind, batch_input.source_input, known, config.name)
+    targets = Counter(name for entry in config.batch_input for name in entry.target_name)
+    for target, count in targets.items():
+        if count > 1 or target in known:
+            yield f"batch input '{target}' has the name of another input for {config.name}"
 
 
 def batch_outputs(config: ModelConfig) -> Iterator[str]:
@@ -96,6 +101,22 @@ def batch_outputs(config: ModelConfig) -> Iterator[str]:
     for entry in config.batch_output:
         kind = f"batch output kind '{entry.kind}'"
         yield from _sources(kind, entry.source_input, inputs, config.name)
+        yield from _scattered(entry, config)
+
+
+def _scattered(entry: BatchOutput, config: ModelConfig) -> Iterator[str]:
+    """Each variable dimension of a target is that of its source at the same place."""
+    sources = {i.name: len(inner_dims(i)) for i in config.input if i.name in entry.source_input}
+    for output in config.output:
+        if output.name not in entry.target_name or len(sources) != 1:
+            continue
+        ((source, rank),) = sources.items()
+        for axis, dim in enumerate(inner_dims(output)):
+            if dim == -1 and axis >= rank:
+                yield (
+                    f"target output '{output.name}' has a variable dimension {axis}, which source "
+                    f"input '{source}' lacks, for {config.name}"
+                )
 
 
 def _sources(kind: str, sources: tuple[str, ...], known: set[str], model: str) -> Iterator[str]:

@@ -46,6 +46,11 @@ def states_of(config: ModelConfig) -> tuple[State, ...]:
     return tuple(kept)
 
 
+def inner_dims(entry: ModelInput | ModelOutput) -> tuple[int, ...]:
+    """The shape that the backend sees, without the batch dimension."""
+    return entry.dims if entry.reshape is None else entry.reshape.shape
+
+
 def control_type(control: Control) -> str:
     """The configuration's name for the data type of a control tensor."""
     if control.kind == CORRELATION:

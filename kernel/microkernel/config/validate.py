@@ -1,5 +1,4 @@
-"""What a configuration must obey, as a list of small rules; and what it asks for that this version
-does not offer or does not heed.
+"""What a configuration must obey, as a list of small rules; and what it says without effect.
 
 A rule looks at the configuration alone and yields a message per fault. The messages are Triton's
 where clients and operators know them.
@@ -10,25 +9,24 @@ from itertools import pairwise
 from math import isfinite
 from typing import TypeAlias
 
+from microkernel.config.ensemble_rules import ENSEMBLE, ensemble, ensemble_tensors
 from microkernel.config.model import (
-    DynamicBatching,
     InstanceGroup,
     MetricControl,
     ModelConfig,
     Optimization,
 )
+from microkernel.config.padding import padding
 from microkernel.config.scheduling_rules import dynamic_batching, sequence_batching
 from microkernel.config.tensor_rules import (
     batch_inputs,
     batch_outputs,
     inputs_and_outputs,
-    tensors,
 )
 from microkernel.errors import InvalidArgument
 
 Rule: TypeAlias = Callable[[ModelConfig], Iterator[str]]
 
-ENSEMBLE = "ensemble"
 PLATFORMS: Mapping[str, tuple[str, ...]] = {
     "tensorflow": ("tensorflow_graphdef", "tensorflow_savedmodel"),
     "tensorrt": ("tensorrt_plan",),
@@ -52,51 +50,17 @@ def problems(config: ModelConfig, *, tensors_required: bool = True) -> list[str]
     return [message for rule in rules for message in rule(config)]
 
 
-def not_offered(config: ModelConfig) -> list[str]:
-    """What the configuration asks for that would change results and this version cannot do."""
-    return [f"{what} is not offered by this version" for what in _unoffered(config)]
-
-
 def ignored(config: ModelConfig) -> list[str]:
     """What the configuration says that is accepted but has no effect, as field paths."""
     return [path for path, given in _without_effect(config).items() if given]
 
 
-def _unoffered(config: ModelConfig) -> Iterator[str]:
-    dynamic = config.dynamic_batching or DynamicBatching()
-    asked = {
-        "'sequence_batching'": config.sequence_batching is not None,
-        "'ensemble_scheduling'": config.ensemble_scheduling is not None,
-        "platform 'ensemble'": config.platform == ENSEMBLE,
-        "'batch_input'": bool(config.batch_input),
-        "'batch_output'": bool(config.batch_output),
-        "'dynamic_batching.priority_levels'": dynamic.priority_levels > 0,
-        "'dynamic_batching.default_queue_policy'": dynamic.default_queue_policy is not None,
-        "'dynamic_batching.priority_queue_policy'": bool(dynamic.priority_queue_policy),
-        "'dynamic_batching.preserve_ordering'": dynamic.preserve_ordering,
-    }
-    yield from (what for what, given in asked.items() if given)
-    for tensor in config.input:
-        if tensor.allow_ragged_batch:
-            yield f"'allow_ragged_batch' of input '{tensor.name}'"
-    for where, shaped in tensors(config):
-        if shaped.is_shape_tensor:
-            yield f"'is_shape_tensor' of {where} '{shaped.name}'"
-
-
 def _without_effect(config: ModelConfig) -> dict[str, bool]:
-    groups, tuning = config.instance_group, config.optimization or Optimization()
+    tuning = config.optimization or Optimization()
     # Graph level and accelerators mean something to one backend only.
     for_onnx = config.backend == "onnxruntime"
     return {
-        "response_cache": config.response_cache is not None and config.response_cache.enable,
-        "model_warmup": bool(config.model_warmup),
         "model_repository_agents": config.model_repository_agents is not None,
-        "instance_group.rate_limiter": any(g.rate_limiter is not None for g in groups),
-        "instance_group.host_policy": any(g.host_policy for g in groups),
-        "instance_group.secondary_devices": any(g.secondary_devices for g in groups),
-        "instance_group.passive": any(g.passive for g in groups),
-        "optimization.priority": tuning.priority != "PRIORITY_DEFAULT",
         "optimization.cuda": tuning.cuda is not None,
         "optimization.gather_kernel_buffer_threshold": tuning.gather_kernel_buffer_threshold > 0,
         "optimization.eager_batching": tuning.eager_batching,
@@ -141,27 +105,6 @@ def _backend_and_platform(config: ModelConfig) -> Iterator[str]:
         )
     elif platform and platform not in PLATFORMS.get(backend, (platform,)):
         yield f"unexpected 'platform' and 'backend' pair, got:{platform}, {backend}"
-
-
-def _ensemble(config: ModelConfig) -> Iterator[str]:
-    scheduled = config.ensemble_scheduling is not None
-    if scheduled and config.platform != ENSEMBLE:
-        yield (
-            f"ensemble scheduling cannot be set for model '{config.name}' "
-            "whose platform is not ensemble"
-        )
-    if config.platform != ENSEMBLE:
-        return
-    if not scheduled:
-        yield (
-            f"ensemble scheduling must be set for ensemble {config.name} whose platform is ensemble"
-        )
-    if config.instance_group:
-        yield f"instance group should not be specified for ensemble '{config.name}'"
-    if config.optimization is not None:
-        yield f"optimization should not be specified for ensemble '{config.name}'"
-    if config.model_warmup:
-        yield f"model_warmup can not be specified for ensemble '{config.name}'"
 
 
 def _max_batch_size(config: ModelConfig) -> Iterator[str]:
@@ -220,7 +163,7 @@ _RULES: tuple[Rule, ...] = (
     _name,
     _one_of_each,
     _backend_and_platform,
-    _ensemble,
+    ensemble,
     _max_batch_size,
     dynamic_batching,
     sequence_batching,
@@ -228,4 +171,10 @@ _RULES: tuple[Rule, ...] = (
     instance_groups,
     _model_metrics,
 )
-_TENSOR_RULES: tuple[Rule, ...] = (inputs_and_outputs, batch_inputs, batch_outputs)
+_TENSOR_RULES: tuple[Rule, ...] = (
+    inputs_and_outputs,
+    batch_inputs,
+    batch_outputs,
+    ensemble_tensors,
+    padding,
+)

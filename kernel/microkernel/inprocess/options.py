@@ -83,8 +83,11 @@ _SAME = {
 _TRANSLATED = {
     *("model_repository", "model_control_mode", "startup_models", "log_file", "log_info"),
     *("log_warn", "log_error", "log_format", "metrics", "metrics_interval"),
-    *("metrics_configuration", "backend_configuration"),
+    *("metrics_configuration", "backend_configuration", "cache_config"),
+    *("rate_limiter_mode", "rate_limiter_resources", "host_policies"),
 }
+
+_RATE_LIMITS = {RateLimitMode.OFF: "off", RateLimitMode.EXEC_COUNT: "execution_count"}
 
 NO_EFFECT = tuple(
     f.name for f in fields(Options) if f.name not in _SAME and f.name not in _TRANSLATED
@@ -113,6 +116,18 @@ def settings_of(options: Options) -> ServerSettings:
             for backend, pairs in options.backend_configuration.items()
             for key, value in pairs.items()
         ),
+        "cache_config": tuple(
+            f"{cache},{key}={value}"
+            for cache, pairs in options.cache_config.items()
+            for key, value in pairs.items()
+        ),
+        "rate_limit": _RATE_LIMITS[options.rate_limiter_mode],
+        "rate_limit_resource": tuple(map(_resource, options.rate_limiter_resources)),
+        "host_policy": tuple(
+            f"{policy},{key}={value}"
+            for policy, pairs in options.host_policies.items()
+            for key, value in pairs.items()
+        ),
         "log_format": "ISO8601" if options.log_format is LogFormat.ISO8601 else "default",
         "metrics_interval_ms": float(options.metrics_interval),
         "metrics_config": tuple(
@@ -122,6 +137,11 @@ def settings_of(options: Options) -> ServerSettings:
         ),
     }
     return build(ServerSettings, values, "Options")
+
+
+def _resource(resource: RateLimiterResource) -> str:
+    device = f":{resource.device}" if resource.device >= 0 else ""
+    return f"{resource.name}:{resource.count}{device}"
 
 
 def _check_types(options: Options) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from microkernel.config.model import ModelConfig
-from microkernel.distributions import SECONDS, Distributions
+from microkernel.distributions import SECONDS, Distributions, Summaries
 from microkernel.metrics.config import FIRST_RESPONSE, MetricsConfig
 from microkernel.metrics.text import (
     Family,
@@ -120,6 +120,32 @@ _TIMES: Sequence[tuple[Family, _Read]] = (
         _us(lambda stats: stats.compute.compute_output),
     ),
 )
+_CACHE_COUNTS: Sequence[tuple[Family, _Read]] = (
+    (
+        _counter("nv_cache_num_hits_per_model", "Number of cache hits per model"),
+        lambda stats: stats.cache_hit.count,
+    ),
+    (
+        _counter("nv_cache_num_misses_per_model", "Number of cache misses per model"),
+        lambda stats: stats.cache_miss.count,
+    ),
+)
+_CACHE_TIMES: Sequence[tuple[Family, _Read]] = (
+    (
+        _counter(
+            "nv_cache_hit_duration_per_model",
+            "Total cache hit duration per model, in microseconds",
+        ),
+        _us(lambda stats: stats.cache_hit),
+    ),
+    (
+        _counter(
+            "nv_cache_miss_duration_per_model",
+            "Total cache miss duration per model, in microseconds",
+        ),
+        _us(lambda stats: stats.cache_miss),
+    ),
+)
 _GAUGES: Sequence[tuple[Family, _Read]] = (
     (
         Family(
@@ -152,6 +178,16 @@ _SUMMARIES = (
     _summary("compute_infer", "compute inference duration"),
     _summary("compute_output", "inference compute output duration"),
 )
+_CACHE_SUMMARIES = (
+    Family(
+        "nv_cache_hit_summary_per_model", "summary", "Summary of cache hit duration in microseconds"
+    ),
+    Family(
+        "nv_cache_miss_summary_per_model",
+        "summary",
+        "Summary of cache miss duration in microseconds",
+    ),
+)
 _REQUEST = Family(
     "microkernel_request_duration_seconds",
     "histogram",
@@ -173,15 +209,20 @@ FAMILIES: Sequence[Family] = (
     *(family for family, _ in _COUNTS),
     _FAILURES,
     *(family for family, _ in _TIMES),
+    *(family for family, _ in (*_CACHE_COUNTS, *_CACHE_TIMES)),
     *(family for family, _ in _GAUGES),
     _FIRST,
     *_SUMMARIES,
+    *_CACHE_SUMMARIES,
     _REQUEST,
     _QUEUE,
     _COMPUTE,
     _BATCHES,
 )
 """Every family of models, in the order of the page."""
+
+_WITH_CACHE = (*_COUNTS, *_CACHE_COUNTS), (*_TIMES, *_CACHE_TIMES)
+"""The counts and the times of a model whose responses may come from the cache."""
 
 _SECONDS = ends(SECONDS)
 _SIZES = ends(BATCH_SIZES)
@@ -198,10 +239,11 @@ class ModelFamilies:
         """Write all series of one model version, so that they fit together."""
         labels, stats = labels_text(series.labels), series.stats
         moving = self._config.counter_latencies
-        for family, read in _COUNTS:
+        counts, times = (_COUNTS, _TIMES) if not stats.cached else _WITH_CACHE
+        for family, read in counts:
             # In Triton these stand still too when the counters of times are switched off.
             self._line(family, labels, read(stats) if moving else 0)
-        for family, read in (*(_TIMES if moving else ()), *_GAUGES):
+        for family, read in (*(times if moving else ()), *_GAUGES):
             self._line(family, labels, read(stats))
         for reason in Failure:
             text = labels_text({**series.labels, "reason": reason.value})
@@ -226,12 +268,8 @@ class ModelFamilies:
         if (first := found.first_response) is not None:
             self._histogram(_FIRST, labels, ends(first.bounds), first.counts, first.total)
         if (sums := found.summaries) is not None:
-            parts = (
-                *(sums.request, sums.queue),
-                *(sums.compute_input, sums.compute_infer, sums.compute_output),
-            )
             now = time.monotonic_ns()
-            for family, window in zip(_SUMMARIES, parts, strict=True):
+            for family, window in _windows(sums, cached=stats.cached):
                 self._summary(family, labels, window, now)
 
     def _summary(self, family: Family, labels: str, window: Window, now: int) -> None:
@@ -242,6 +280,20 @@ class ModelFamilies:
     def texts(self) -> Iterator[str]:
         """What was written, family by family."""
         return (family.text(lines) for family, lines in self._lines.items())
+
+
+def _windows(sums: Summaries, *, cached: bool) -> Iterator[tuple[Family, Window]]:
+    """The summaries of a model. Triton has none of whole requests where they may be hits."""
+    parts = (
+        *(sums.request, sums.queue),
+        *(sums.compute_input, sums.compute_infer, sums.compute_output),
+    )
+    whole, *others = zip(_SUMMARIES, parts, strict=True)
+    if not cached:
+        yield whole
+    yield from others
+    if cached:
+        yield from zip(_CACHE_SUMMARIES, (sums.cache_hit, sums.cache_miss), strict=True)
 
 
 def _whole(compute: Compute) -> int:

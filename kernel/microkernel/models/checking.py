@@ -1,13 +1,14 @@
 """Whether a request fits a model's configuration; what it looks like to the backend if it does."""
 
+import asyncio
 import itertools
 import struct
-from collections.abc import Generator, Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeAlias
 
 from microkernel.config.model import ModelConfig, ModelInput
 from microkernel.errors import InvalidArgument
+from microkernel.models.padding import Padding
 from microkernel.models.reshape import Reshaper, reshapers
 from microkernel.request import InferRequest
 from microkernel.tensor import BY_CONFIG_NAME, BYTES, DataType, Shape, Tensor, element_count
@@ -34,16 +35,13 @@ class Checked:
     key: Hashable
 
 
-Looking: TypeAlias = Generator[None, None, Checked]
-"""A check that pauses after every `TURN` elements that it has read."""
-
-
 @dataclass(frozen=True, slots=True)
 class _Input:
     name: str
     datatype: DataType
     dims: Shape
     optional: bool
+    shared: bool
     varies: bool
     reshaper: Reshaper | None
 
@@ -56,23 +54,35 @@ class RequestChecker:
         self._largest = config.max_batch_size
         batch_dims = (-1,) if config.max_batch_size > 0 else ()
         reshape = reshapers(config.input, batches=config.max_batch_size > 0)
-        self._inputs = [_input(entry, batch_dims, reshape) for entry in config.input]
+        self._padding = padding = Padding.of(config)
+        self._inputs = [_input(entry, batch_dims, reshape, padding) for entry in config.input]
         self._by_name: Mapping[str, _Input] = {entry.name: entry for entry in self._inputs}
         self._order = {entry.name: i for i, entry in enumerate(self._inputs)}
         self._required = sum(not entry.optional for entry in self._inputs)
         self._outputs = frozenset(output.name for output in config.output)
         self._varying = frozenset(entry.name for entry in self._inputs if entry.varies)
-        self._plain = not any(entry.reshaper for entry in self._inputs)
+        self._shared = frozenset(entry.name for entry in self._inputs if entry.shared)
+        self._plain = not self._shared and not any(entry.reshaper for entry in self._inputs)
         self._reads = any(entry.datatype is BYTES for entry in self._inputs)
 
     def check(self, request: InferRequest) -> Checked:
         """The request made ready. Raises InvalidArgument, in the order of Triton's checks."""
-        if not request.outputs and self._plain and (size := self._glance(request.inputs)):
+        usual = self._plain and self._outputs.issuperset(request.outputs)
+        if usual and (size := self._glance(request.inputs)):
+            if self._padding is not None:
+                self._padding.completed(request.inputs, request.tag())
             return Checked(request, size, self._key(request.inputs))
-        looking = self.look(request)
-        while (checked := turn(looking)) is None:
-            pass
+        *_, checked = self._look(request)
+        assert checked is not None
         return checked
+
+    async def check_in_turns(self, request: InferRequest) -> Checked:
+        """As `check`, letting others run in between; for requests that take long."""
+        for checked in self._look(request):
+            if checked is not None:
+                return checked
+            await asyncio.sleep(0)
+        raise AssertionError("a check ends with what it found")
 
     def takes_long(self, request: InferRequest) -> bool:
         """Whether there may be more than `TURN` elements to read, which others should not have to
@@ -108,8 +118,8 @@ class RequestChecker:
                 return 0
         return batch
 
-    def look(self, request: InferRequest) -> Looking:
-        """What `check` does, with pauses for others to run."""
+    def _look(self, request: InferRequest) -> Iterator[Checked | None]:
+        """What `check` does, with pauses for others to run; what was found comes last."""
         tag = request.tag()
         self._check_repeated(request.inputs, tag)
         for name in request.outputs:
@@ -126,9 +136,11 @@ class RequestChecker:
         inputs = self._ordered(request.inputs)
         if not self._plain:
             inputs = tuple(self._reshaped(tensor) for tensor in inputs)
+        if self._padding is not None:
+            inputs = self._padding.completed(inputs, tag)
         if inputs is not request.inputs:
             request = replace(request, inputs=inputs)
-        return Checked(request, size, self._key(inputs))
+        yield Checked(request, size, self._key(inputs))
 
     def _check_names(self, inputs: Sequence[Tensor], tag: str) -> None:
         if not self._required <= len(inputs) <= len(self._inputs):
@@ -166,6 +178,8 @@ class RequestChecker:
         )
 
     def _batch_size(self, inputs: Sequence[Tensor], tag: str) -> int:
+        if self._shared:
+            inputs = [tensor for tensor in inputs if tensor.name not in self._shared]
         if self._largest <= 0 or not inputs:
             return 1
         for tensor in inputs:
@@ -221,7 +235,7 @@ class RequestChecker:
             return element_count(tensor.shape[1:])
         return expected
 
-    def _check_elements(self, tensor: Tensor, tag: str) -> Generator[None, None, None]:
+    def _check_elements(self, tensor: Tensor, tag: str) -> Iterator[None]:
         # Millions of elements may be sent for a shape of few, so no more of them are looked at.
         most, count, position = element_count(tensor.shape) + 1, 0, 0
         while position < len(tensor.data) and count < most:
@@ -275,34 +289,36 @@ class RequestChecker:
         return replace(tensor, shape=reshaper.inward(tensor.shape))
 
     def _key(self, inputs: Sequence[Tensor]) -> Hashable:
-        """Variable inputs must agree in shape, and optional inputs in presence."""
-        shapes: tuple[Shape, ...] = ()
+        """Variable inputs must agree in shape, shape tensors in shape and contents, padded inputs
+        roughly in length, and optional inputs in presence."""
+        shapes: tuple[Hashable, ...] = ()
         if self._varying:
             skip = 1 if self._largest > 0 else 0
             shapes = tuple([t.shape[skip:] for t in inputs if t.name in self._varying])
+        if self._shared:
+            shapes += tuple([(t.shape, bytes(t.data)) for t in inputs if t.name in self._shared])
+        if self._padding is not None:
+            shapes += (self._padding.length_class(inputs),)
         if self._required == len(self._inputs):
             return shapes
         return (tuple([t.name for t in inputs]), shapes)
 
 
-def turn(looking: Looking) -> Checked | None:
-    """Go on with a check up to its next pause; None where it is not over. Raises InvalidArgument
-    as `RequestChecker.check`."""
-    try:
-        next(looking)
-    except StopIteration as done:
-        checked: Checked = done.value
-        return checked
-    return None
-
-
-def _input(entry: ModelInput, batch_dims: Shape, reshape: Mapping[str, Reshaper]) -> _Input:
+def _input(
+    entry: ModelInput,
+    batch_dims: Shape,
+    reshape: Mapping[str, Reshaper],
+    padding: Padding | None,
+) -> _Input:
+    shared, ragged = entry.is_shape_tensor, entry.allow_ragged_batch
+    padded = padding is not None and padding.pads(entry.name)
     return _Input(
         entry.name,
         BY_CONFIG_NAME[entry.data_type],
-        (*batch_dims, *entry.dims),
-        entry.optional,
-        -1 in entry.dims,
+        entry.dims if shared else (*batch_dims, *entry.dims),
+        entry.optional or (padding is not None and padding.makes(entry.name)),
+        shared,
+        -1 in entry.dims and not (ragged or padded or shared),
         reshape.get(entry.name),
     )
 

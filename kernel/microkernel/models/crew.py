@@ -14,16 +14,20 @@ import structlog
 from microkernel.backend import Placement
 from microkernel.config.model import ModelConfig
 from microkernel.errors import MicrokernelError
+from microkernel.models.roster import FIRST_DELAY, LimitedRoster, Post, Roster, Seat
+from microkernel.models.turns import enrol, granted
+from microkernel.models.warming import Warming
+from microkernel.models.warmup import Sample
 from microkernel.request import InferRequest
 from microkernel.scheduling.pending import Runner
-from microkernel.stats import Execution
+from microkernel.scheduling.rate_limiter import RateLimiter
+from microkernel.stats import Execution, ModelStats
 from microkernel.workers.contract import Result, Worker, WorkerInstance
 from microkernel.workers.flights import Receiver
 from microkernel.workers.parts import Part
 
 log = structlog.get_logger()
 
-FIRST_DELAY = 0.1
 LONGEST_DELAY = 30.0
 SETTLED = 60.0
 """Seconds a worker must live for its next death to count as the first."""
@@ -31,28 +35,17 @@ SETTLED = 60.0
 Launch: TypeAlias = Callable[[], Awaitable[Worker]]
 
 
-@dataclass(slots=True, eq=False)
-class _Seat:
-    """A place for one worker and the instances that belong there."""
-
-    placements: Sequence[Placement]
-    worker: Worker | None = None
-    instances: Sequence[WorkerInstance] = ()
-    busy: set[object] = field(default_factory=set)
-    delay: float = FIRST_DELAY
-    since: float = 0.0
-
-
 @dataclass(frozen=True, slots=True)
 class CrewEvents:
     """What a crew tells its maker: an instance may be free (`freed`), no instance is left and the
     attempt to bring one back failed (`given_up`), an instance is there from now on (`joined`), and
-    one is gone (`left`), whose batch fails right after."""
+    one is gone (`left`), whose batch fails right after. Warm-up is counted in `stats`."""
 
     freed: Callable[[], None]
     given_up: Callable[[MicrokernelError], None]
     joined: Callable[[WorkerInstance], None]
     left: Callable[[WorkerInstance], None]
+    stats: ModelStats = field(default_factory=ModelStats)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +54,7 @@ class _Relay:
 
     receiver: Receiver
     freed: Callable[[], None]
+    served: Callable[[], None]
     ended: Callable[[], None]
 
     def part(self, index: int, part: Part) -> None:
@@ -69,6 +63,7 @@ class _Relay:
     def returned(self, times: Execution) -> None:
         self.freed()
         self.receiver.returned(times)
+        self.served()
 
     def over(self) -> None:
         self.ended()
@@ -101,13 +96,15 @@ class _Limit:
 
 
 class Crew:
-    """Runs batches on whatever instance is free.
+    """Runs batches on whatever instance is free, or whose turn it is where there is a limiter.
 
     `limit` is the longest an execution may take in seconds before its worker is ended, 0 for ever;
-    that of a decoupled model ends with the last final response.
+    that of a decoupled model ends with the last final response. `samples` are run on every instance
+    before it joins; passive ones never do. Raises InvalidArgument where the limiter could never let
+    an instance run.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - keywords, of which most callers leave out all
         self,
         launch: Launch,
         config: ModelConfig,
@@ -115,18 +112,25 @@ class Crew:
         events: CrewEvents,
         *,
         limit: float = 0.0,
+        samples: Sequence[Sample] = (),
+        limiter: RateLimiter | None = None,
     ) -> None:
         self._launch = launch
         self._config = config
-        self._seats = [_Seat(placements) for placements in seats]
+        turns = enrol(limiter, config, seats, events.freed)
+        self._seats = [Seat(*pair) for pair in zip(seats, turns, strict=True)]
         self._events = events
         self._limit = limit
+        self._limiter = limiter
+        self._roster = Roster() if limiter is None else LimitedRoster(limiter)
+        self._warming = Warming(samples, events.stats, config.decoupled)
         self._loop = asyncio.get_running_loop()
-        self._free: list[tuple[_Seat, WorkerInstance]] = []
         self._restarts: set[asyncio.Task[None]] = set()
         self._stopping = False
         self._drained = asyncio.Event()
         self._log = log.bind(model=config.name)
+        self.idle = self._roster.idle
+        """Whether an instance may run a batch now, or that one; see `Roster.idle`."""
 
     async def start(self, first: Worker | None) -> None:
         """Start every worker; `first` is one that runs already. Raises when one cannot start; the
@@ -139,10 +143,10 @@ class Crew:
             await self.stop()
             raise
 
-    async def _fill(self, seat: _Seat, worker: Worker | None) -> None:
+    async def _fill(self, seat: Seat, worker: Worker | None) -> None:
         worker = worker or await self._launch()
         try:
-            instances = await worker.start(self._config, seat.placements)
+            posts = await self._made(seat, worker)
         except BaseException:
             await worker.stop()
             raise
@@ -150,31 +154,64 @@ class Crew:
             await worker.stop()
             return
         worker.watch(lambda error: self._lost(seat, error))
-        seat.worker, seat.instances, seat.since = worker, instances, self._loop.time()
-        self._free += [(seat, instance) for instance in instances]
-        for instance in instances:
-            self._events.joined(instance)
+        seat.worker, seat.posts, seat.since = worker, posts, self._loop.time()
+        self._roster.admit(posts)
+        for post in posts:
+            self._events.joined(post.instance)
         self._events.freed()
+        self._served()
+
+    async def _made(self, seat: Seat, worker: Worker) -> Sequence[Post]:
+        """The instances of a worker that are to serve, warmed up."""
+        instances = await worker.start(self._config, seat.placements)
+        lost: list[MicrokernelError] = []
+        worker.watch(lost.append)
+        made = zip(instances, seat.placements, seat.turns, strict=True)
+        posts = [Post(seat, instance, turn) for instance, place, turn in made if not place.passive]
+        await self._warm(worker, posts)
+        if lost:
+            raise lost[0]
+        return posts
+
+    async def _warm(self, worker: Worker, posts: Sequence[Post]) -> None:
+        if not self._warming.samples or not posts:
+            return
+        began = self._loop.time()
+        await _all([self._warm_one(worker, post) for post in posts])
+        self._log.info(
+            "instances warmed up",
+            instances=[post.instance.name for post in posts],
+            seconds=round(self._loop.time() - began, 3),
+        )
+
+    async def _warm_one(self, worker: Worker, post: Post) -> None:
+        if self._limiter is None or post.turn is None:
+            await self._run_samples(worker, post)
+            return
+        await granted(self._limiter, post.turn)
+        try:
+            await self._run_samples(worker, post)
+        finally:
+            self._limiter.finish(post.turn, free=False)
+            self._limiter.serve()
+
+    async def _run_samples(self, worker: Worker, post: Post) -> None:
+        def watched() -> _Limit:
+            return self._limited(worker, lambda: False)
+
+        try:
+            await self._warming.run(post.instance, watched)
+        except asyncio.CancelledError:
+            worker.kill("its warm-up was given up")  # it would end only when that has run
+            raise
 
     @property
     def alive(self) -> int:
-        """How many instances are alive."""
+        """How many instances that serve are alive."""
         alive = 0
         for seat in self._seats:  # asked for every request; a generator costs twice as much
-            alive += len(seat.instances)
+            alive += len(seat.posts)
         return alive
-
-    def idle(self, on: Runner | None = None) -> bool:
-        """Whether an instance is free, or that one."""
-        if on is None:
-            return bool(self._free)
-        return any(instance is on for _, instance in self._free)
-
-    def _take(self, on: Runner | None) -> tuple[_Seat, WorkerInstance]:
-        if on is None:
-            return self._free.pop()
-        at = next(i for i, (_, instance) in enumerate(self._free) if instance is on)
-        return self._free.pop(at)
 
     def execute(
         self,
@@ -185,8 +222,9 @@ class Crew:
     ) -> tuple[WorkerInstance, int]:
         """Run a batch on a free instance, or on that one; only while `idle(on)`. Returns the
         instance, and the number by which it knows the first request."""
-        seat, instance = self._take(on)
-        seat.busy.add(instance)
+        post = self._roster.take(on)
+        seat, instance = post.seat, post.instance
+        seat.busy.add(post)
         timer: asyncio.TimerHandle | None = None
         if self._limit:
             timer = self._loop.call_later(self._limit, self._overdue, seat.worker)
@@ -194,10 +232,11 @@ class Crew:
         def finished(result: Result) -> None:
             if timer is not None:
                 timer.cancel()
-            seat.busy.discard(instance)
-            if instance in seat.instances:
-                self._free.append((seat, instance))
+            seat.busy.discard(post)
+            self._roster.ran(post, there=post in seat.posts)
             done(result)
+            if self._limiter is not None:
+                self._limiter.serve()
             if self._stopping:
                 self._check_drained()
 
@@ -214,14 +253,14 @@ class Crew:
         """As `execute`, for a decoupled model. The instance is free when the batch has returned;
         the limit holds until it is over, but `spared` is asked then whether it gets as long once
         more."""
-        seat, instance = self._take(on)
+        post = self._roster.take(on)
+        seat, instance = post.seat, post.instance
         flight = object()
         seat.busy.add(flight)
         limit = self._limited(seat.worker, spared)
 
         def freed() -> None:
-            if instance in seat.instances:
-                self._free.append((seat, instance))
+            self._roster.ran(post, there=post in seat.posts)
 
         def ended() -> None:
             limit.cancel()
@@ -229,7 +268,12 @@ class Crew:
             if self._stopping:
                 self._check_drained()
 
-        return instance, instance.stream(requests, sizes, _Relay(receiver, freed, ended))
+        relay = _Relay(receiver, freed, self._served, ended)
+        return instance, instance.stream(requests, sizes, relay)
+
+    def _served(self) -> None:
+        if self._limiter is not None:
+            self._limiter.serve()
 
     def _limited(self, worker: Worker | None, spared: Callable[[], bool]) -> "_Limit":
         def overdue() -> bool:
@@ -251,11 +295,12 @@ class Crew:
     def _busy(self) -> bool:
         return any(seat.busy for seat in self._seats)
 
-    def _lost(self, seat: _Seat, error: MicrokernelError) -> None:
-        gone, seat.worker, seat.instances = seat.instances, None, ()
-        self._free = [(s, i) for s, i in self._free if s is not seat]
-        for instance in gone:
-            self._events.left(instance)
+    def _lost(self, seat: Seat, error: MicrokernelError) -> None:
+        gone, seat.worker, seat.posts = seat.posts, None, ()
+        self._roster.dismiss(gone)
+        for post in gone:
+            self._events.left(post.instance)
+        self._served()
         if self._stopping:
             return
         if self._loop.time() - seat.since > SETTLED:
@@ -265,7 +310,7 @@ class Crew:
         self._restarts.add(task)
         task.add_done_callback(self._restarts.discard)
 
-    async def _restart(self, seat: _Seat) -> None:
+    async def _restart(self, seat: Seat) -> None:
         while True:
             delay, seat.delay = seat.delay, min(seat.delay * 2, LONGEST_DELAY)
             await asyncio.sleep(delay)
@@ -290,14 +335,22 @@ class Crew:
         self._stopping = True
         for task in self._restarts:
             task.cancel()
-        if self._busy():
-            await self._drained.wait()
-        workers = [seat.worker for seat in self._seats if seat.worker is not None]
-        await asyncio.gather(*self._restarts, return_exceptions=True)
-        await asyncio.gather(*(worker.stop() for worker in workers))
+        try:
+            if self._busy():
+                await self._drained.wait()
+            workers = [seat.worker for seat in self._seats if seat.worker is not None]
+            await asyncio.gather(*self._restarts, return_exceptions=True)
+            await asyncio.gather(*(worker.stop() for worker in workers))
+        finally:
+            self._leave()
+
+    def _leave(self) -> None:
         for seat in self._seats:
-            seat.worker, seat.instances = None, ()
-        self._free.clear()
+            self._roster.dismiss(seat.posts)
+            seat.worker, seat.posts = None, ()
+        if self._limiter is not None:
+            turns = [turn for seat in self._seats for turn in seat.turns if turn is not None]
+            self._limiter.leave(turns)
 
 
 async def _all(calls: Sequence[Awaitable[None]]) -> None:
@@ -305,10 +358,3 @@ async def _all(calls: Sequence[Awaitable[None]]) -> None:
     for result in await asyncio.gather(*calls, return_exceptions=True):
         if isinstance(result, BaseException):
             raise result
-
-
-def seats(placements: Sequence[Placement], worker: str) -> list[list[Placement]]:
-    """Which instances share a worker: all, or each has its own where `worker` is `instance`."""
-    if worker == "instance":
-        return [[placement] for placement in placements]
-    return [list(placements)]

@@ -2,26 +2,44 @@
 
 import asyncio
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast, get_args
 
 import structlog
 
 from microkernel import host
-from microkernel.backend import BackendType, WorkerKind
+from microkernel.backend import BackendType, Placement, WorkerKind
+from microkernel.batching import StrategyFactory
+from microkernel.binding import HostPolicy
+from microkernel.cache import Cache
+from microkernel.caching.lookups import model_cache, wants_cache
+from microkernel.config.ensemble_rules import ENSEMBLE
 from microkernel.config.model import ModelConfig
 from microkernel.config.parse import read_config
-from microkernel.config.validate import ignored, not_offered, validate
-from microkernel.errors import InvalidArgument, Unsupported
+from microkernel.config.validate import ignored, validate
+from microkernel.distributions import Distributions
+from microkernel.errors import InvalidArgument
 from microkernel.metrics.config import MetricsConfig, new_distributions, not_customizable
 from microkernel.metrics.custom import CustomMetrics
-from microkernel.models.crew import Crew, CrewEvents, seats
-from microkernel.models.version import ModelVersion
-from microkernel.repository.complete import complete, merge_completed, normalise, placements
+from microkernel.models.crew import Crew, CrewEvents
+from microkernel.models.ensembles import Recipe
+from microkernel.models.roster import seats
+from microkernel.models.strategies import Strategies
+from microkernel.models.version import ModelFiles, ModelVersion
+from microkernel.models.warmup import Sample, read_samples
+from microkernel.repository.complete import (
+    complete,
+    merge_completed,
+    normalise,
+    with_defaults,
+)
+from microkernel.repository.initial_states import read_initial_states
 from microkernel.repository.labels import read_labels
+from microkernel.repository.placing import Share, placements, unknown_policies
 from microkernel.repository.store import config_path, select, versions
+from microkernel.scheduling.rate_limiter import RateLimiter
 from microkernel.workers.contract import Hosted, Worker
 from microkernel.workers.process import ProcessWorker
 from microkernel.workers.spawning import ForkServers
@@ -43,12 +61,15 @@ class Offer:
 @dataclass(frozen=True, slots=True)
 class LoaderSettings:
     """How models are loaded: the name of alternative configurations, whether backends may complete
-    a configuration, whether workers log verbosely, and what is measured."""
+    a configuration, whether workers log verbosely, what is measured, and the host policies and
+    the batching strategies by name."""
 
     config_name: str = ""
     auto_complete: bool = True
     verbose: bool = False
     metrics: MetricsConfig = _COUNTERS
+    policies: Mapping[str, HostPolicy] = field(default_factory=dict)
+    strategies: Mapping[str, StrategyFactory] = field(default_factory=dict)
 
 
 class Loader:
@@ -59,8 +80,14 @@ class Loader:
         offers: Sequence[Offer],
         settings: LoaderSettings,
         custom: CustomMetrics | None = None,
+        cache: Cache | None = None,
+        limiter: RateLimiter | None = None,
     ) -> None:
-        """`custom` takes the families that models declare; without, they are on no page."""
+        """`custom` takes the families that models declare; without, they are on no page. `cache`
+        keeps responses, None where none are kept. `limiter` says whose turn it is, None where
+        instances run whenever they are free."""
+        self._cache = cache
+        self._limiter = limiter
         self._custom = custom
         self._offers = {offer.backend.name: offer for offer in offers}
         self._settings = settings
@@ -72,21 +99,27 @@ class Loader:
         """The configuration of a model as its file, or the one that is given in its place, and its
         directory tell, without a worker. With `name` it goes by that, whatever they say.
 
-        Raises InvalidArgument for a file that is wrong and where no backend can be told, and
-        Unsupported for what this version does not offer.
+        Raises InvalidArgument for a file that is wrong and where no backend can be told.
         """
         config = self.written(directory) if given is None else given
         source = config_path(directory, self._settings.config_name) or directory
-        if faults := not_offered(config):
-            raise Unsupported(f"{source}: {'; '.join(faults)}")
         try:
             backends = [offer.backend for offer in self._offers.values()]
             config = complete(config, directory, backends, name)
-            validate(config, tensors_required=not self._settings.auto_complete)
+            complete_by_itself = config.platform == ENSEMBLE or not self._settings.auto_complete
+            validate(config, tensors_required=complete_by_itself)
         except InvalidArgument as error:
             raise InvalidArgument(f"{source}: {error}") from None
-        for field in ignored(config):
-            log.warning("configured without effect", model=config.name, field=field)
+        if wants_cache(config) and self._cache is None:
+            reason = "the server has no cache, see --cache-config"
+            log.warning("responses are not cached", model=config.name, reason=reason)
+        for path in ignored(config):
+            log.warning("configured without effect", model=config.name, field=path)
+        if config.instance_group and all(group.passive for group in config.instance_group):
+            log.warning("every instance is passive, the model never serves", model=config.name)
+        for policy in unknown_policies(config, self._settings.policies):
+            reason = f"no --host-policy={policy},... is given"
+            log.warning("host policy says nothing", model=config.name, reason=reason)
         for family in not_customizable(config):
             log.warning("metric family is not customizable", model=config.name, family=family)
         return config
@@ -118,28 +151,53 @@ class Loader:
         first = await self._launch(hosted, kind)
         try:
             config = await self._completed(config, hosted, first)
-            labels = await asyncio.to_thread(read_labels, config, directory)
+            files = await asyncio.to_thread(_read_files, config, directory)
+            cache = await model_cache(self._cache, config, directory, version)
+            samples = await asyncio.to_thread(read_samples, config, directory, version)
+            strategies = Strategies(self._settings.strategies)
+            joins = await asyncio.to_thread(
+                strategies.of, config, directory, version, hosted.backend
+            )
             model = ModelVersion(
-                config, version, lambda events: self._crew(config, hosted, events), labels
+                config,
+                version,
+                lambda events: self._crew(config, hosted, events, samples),
+                files,
+                joins,
+                cache,
             )
         except BaseException:
             await first.stop()
             raise
         await model.start(first)  # which stops every worker where one fails
         model.stats.load_seconds = time.monotonic() - began
-        model.stats.distributions = new_distributions(self._settings.metrics, config)
+        model.stats.distributions = self.distributions(config)
         log.info(
             "model loaded",
             model=config.name,
             version=version,
             worker=kind,
-            instances=[f"{p.name}:{p.threads}" for p in placements(config, host.processors())],
+            instances=[f"{place.name}:{place.threads}" for place in self._places(config)],
             seconds=round(model.stats.load_seconds, 3),
         )
         return model
 
+    async def ensemble(self, config: ModelConfig, directory: Path, chosen: list[int]) -> Recipe:
+        """What it takes to serve versions of an ensemble beside its models. Raises what
+        `read_labels` raises."""
+        labels = await asyncio.to_thread(read_labels, config, directory)
+        cache = self._cache if wants_cache(config) else None
+        return Recipe(with_defaults(config), tuple(chosen), labels, cache)
+
+    def distributions(self, config: ModelConfig) -> Distributions:
+        """Empty histograms and summaries for a version of a model, by the server's settings."""
+        return new_distributions(self._settings.metrics, config)
+
     async def completed(self, config: ModelConfig, directory: Path, version: int) -> ModelConfig:
-        """The configuration as a backend would complete it; the model is not loaded."""
+        """The configuration as a backend would complete it; the model is not loaded. An ensemble
+        has no backend."""
+        if config.platform == ENSEMBLE:
+            return with_defaults(config)
         hosted = self._hosted(config, directory, version)
         worker = await self._launch(hosted, "process")
         try:
@@ -151,8 +209,6 @@ class Loader:
         if self._settings.auto_complete:
             config = merge_completed(config, await worker.complete(config))
         validate(config, tensors_required=True)
-        if faults := not_offered(config):
-            raise Unsupported(f"model '{config.name}': {'; '.join(faults)}")
         gpus = host.gpus() if hosted.backend.gpu else 0
         return normalise(config, hosted.backend, gpus)
 
@@ -168,15 +224,30 @@ class Loader:
             hosted, self._forks, verbose=self._settings.verbose, metrics=self._custom
         )
 
-    def _crew(self, config: ModelConfig, hosted: Hosted, events: CrewEvents) -> Crew:
+    def _crew(
+        self, config: ModelConfig, hosted: Hosted, events: CrewEvents, samples: Sequence[Sample]
+    ) -> Crew:
         kind = _worker_kind(config, hosted.backend)
-        groups = seats(placements(config, host.processors()), kind)
-        limit = _execution_limit(config)
-        return Crew(lambda: self._launch(hosted, kind), config, groups, events, limit=limit)
+        return Crew(
+            lambda: self._launch(hosted, kind),
+            config,
+            seats(self._places(config), kind),
+            events,
+            limit=_execution_limit(config),
+            samples=samples,
+            limiter=self._limiter,
+        )
+
+    def _places(self, config: ModelConfig) -> list[Placement]:
+        return placements(config, Share(host.processors(), self._settings.policies))
 
     async def close(self) -> None:
         """End the fork servers; every model has been stopped."""
         await self._forks.close()
+
+
+def _read_files(config: ModelConfig, directory: Path) -> ModelFiles:
+    return ModelFiles(read_labels(config, directory), read_initial_states(config, directory))
 
 
 def _worker_kind(config: ModelConfig, backend: BackendType) -> WorkerKind:

@@ -6,9 +6,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from microkernel.errors import Cancelled, MicrokernelError, Unavailable, Unsupported
-from microkernel.request import Answer, InferRequest, InferResponse
+from microkernel.models.keeping import heard, step_over
+from microkernel.models.serving import charge
+from microkernel.request import Answer, InferRequest, InferResponse, Reschedule
 from microkernel.responses import ResponseStream
-from microkernel.scheduling.pending import Pending
+from microkernel.scheduling.pending import Pending, SequenceKeeper
 from microkernel.stats import Execution, Failure, ModelStats
 from microkernel.tracing import marks
 from microkernel.workers.parts import Part
@@ -36,6 +38,14 @@ class StreamReply:
     def done(self) -> bool:
         """Whether the final response was given; the caller may have gone before."""
         return self._done
+
+    def hold(self) -> None:
+        """See `StreamedReply.hold`."""
+        self._stream.hold()
+
+    def release(self) -> None:
+        """See `StreamedReply.release`."""
+        self._stream.release()
 
     def set_result(self, response: InferResponse) -> None:
         """Put a response on the stream."""
@@ -98,7 +108,7 @@ class Stalls:
 
     def _expired(self, pending: Pending) -> None:
         stalled = self._stalled[pending]
-        if stalled.stream.buffered < stalled.waiting:  # slow, but alive
+        if stalled.stream.held or stalled.stream.buffered < stalled.waiting:  # slow, but alive
             stalled.waiting = stalled.stream.buffered
             stalled.timer = self._loop.call_later(STALL_LIMIT, self._expired, pending)
             return
@@ -145,23 +155,42 @@ class Delivery:
         respond: Callable[[InferRequest, Part], InferResponse],
         freed: Callable[[], None],
         stalls: Stalls,
+        keeper: SequenceKeeper | None = None,
     ) -> None:
-        """`respond` makes a response of a part; `freed` is called when the batch has returned."""
+        """`respond` makes a response of a part; `freed` is called when something may run that could
+        not before. `keeper` hears of every part first."""
         self._batch = batch
         self._stats = stats
         self._respond = respond
         self._freed = freed
         self._stalls = stalls
+        self._keeper = keeper
         self._progress = [_Progress() for _ in batch]
         self._start = time.monotonic_ns()
         self._times: Execution | None = None
 
     def part(self, index: int, part: Part) -> None:
         """See `Receiver.part`."""
-        pending, progress, now = self._batch[index], self._progress[index], time.monotonic_ns()
+        pending = self._batch[index]
+        if pending.null:
+            return
+        outcome = heard(self._keeper, pending, part.answer, final=part.final)
+        if outcome is not part.answer:
+            part = replace(part, answer=outcome)
+        self._tell(pending, self._progress[index], part)
+        if part.final and self._keeper is not None:
+            self._freed()
+
+    def _tell(self, pending: Pending, progress: _Progress, part: Part) -> None:
+        now = time.monotonic_ns()
         if progress.count == 0:
             progress.began = part.began or now
-            self._stats.first_response(now - pending.arrived_ns)
+            if not pending.again:
+                self._stats.first_response(now - pending.arrived_ns)
+        if isinstance(part.answer, Reschedule):
+            progress.over = True
+            step_over(pending, self._charged(progress, part, now), self._stats)
+            return
         if part.began:  # else the model had no part in it
             infer, output = part.output_start - part.began, part.end - part.output_start
             self._stats.response(progress.count, part.answer, infer, output)
@@ -175,17 +204,24 @@ class Delivery:
             self._finish(pending, progress, part, now)
         pending.reply.set_result(self._respond(pending.request, part))
 
+    def _charged(self, progress: _Progress, part: Part, now: int) -> Execution:
+        """What a request is charged that is over with this part."""
+        if self._times is not None:
+            return self._times
+        began = max(self._start, progress.began)
+        end = max(began, part.end or now)
+        return Execution(self._start, began, max(began, part.output_start), end)
+
     def _finish(self, pending: Pending, progress: _Progress, part: Part, now: int) -> None:
         self._stalls.forget(pending)
         progress.over = True
-        times = self._times
-        if times is None:
-            began = max(self._start, progress.began)
-            end = max(began, part.end or now)
-            times = Execution(self._start, began, max(began, part.output_start), end)
+        times = self._charged(progress, part, now)
+        if self._times is None:
             self._mark(pending, times)
         if progress.error is None:
             self._stats.succeeded(pending.arrived_ns, now, pending.size, times)
+            if pending.request.spent is not None:
+                charge(pending.request.spent, times)
         else:
             cancelled = isinstance(progress.error, Cancelled)
             reason = Failure.CANCELED if cancelled else Failure.BACKEND
@@ -200,8 +236,8 @@ class Delivery:
     def returned(self, times: Execution) -> None:
         """See `Receiver.returned`."""
         self._times = times
-        self._freed()
         self._stats.executed(times, sum(pending.size for pending in self._batch))
+        self._freed()
         for pending, progress in zip(self._batch, self._progress, strict=True):
             if not progress.over:
                 self._mark(pending, times)

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from microkernel.errors import NotFound, Unavailable
-from microkernel.models.version import ModelVersion
+from microkernel.models.serving import Served
 from microkernel.port import ModelIndex
 from microkernel.request import LATEST
 
@@ -28,7 +28,7 @@ class _Entry:
 
     state: State
     reason: str = ""
-    model: ModelVersion | None = None
+    model: Served | None = None
 
 
 @dataclass(slots=True)
@@ -39,7 +39,7 @@ class _Model:
 
     versions: dict[int, _Entry] = field(default_factory=dict)
     reason: str = ""
-    serving: dict[int, ModelVersion] = field(default_factory=dict)
+    serving: dict[int, Served] = field(default_factory=dict)
 
     def settle(self) -> None:
         """Find the versions that serve; after a version became READY or ceased to be."""
@@ -83,15 +83,18 @@ class ModelTable:
                 entry.state = State.UNAVAILABLE
                 entry.reason = reasons.get(version, UNLOADED)
 
-    def swap(self, name: str, models: Mapping[int, ModelVersion]) -> dict[int, ModelVersion]:
-        """These versions serve from now on and no others. Returns the ones that served before,
-        which get no new requests; `unloaded` says when they are gone."""
+    def swap(
+        self, name: str, models: Mapping[int, Served], reason: str = UNLOADED
+    ) -> dict[int, Served]:
+        """These versions serve from now on and no others, for that `reason`. Returns the ones that
+        served before, which get no new requests; `unloaded` says when they are gone."""
         model = self._models.setdefault(name, _Model()) if models else self._models.get(name)
         if model is None:
             return {}
         before = {v: loaded for v, loaded in model.serving.items() if v != LATEST}
         for version in before:
             model.versions[version].state = State.UNLOADING
+            model.versions[version].reason = reason
         for version, loaded in models.items():
             model.versions[version] = _Entry(State.READY, model=loaded)
         if models:
@@ -107,14 +110,36 @@ class ModelTable:
         if not model.versions:
             self._models.pop(name, None)
 
-    def unloaded(self, name: str, version: int, model: ModelVersion) -> None:
+    def unloaded(self, name: str, version: int, model: Served) -> None:
         """A version that `swap` gave back is gone."""
         entry = self._models[name].versions.get(version)
         if entry is not None and entry.model is model:
-            self._models[name].versions[version] = _Entry(State.UNAVAILABLE, UNLOADED)
+            self._models[name].versions[version] = _Entry(State.UNAVAILABLE, entry.reason)
 
-    def find(self, name: str, version: int = LATEST) -> ModelVersion:
+    def loaded(self, name: str, version: int = LATEST) -> Served | None:
+        """The version that is READY, whether it would answer now or not; None where there is
+        none."""
+        model = self._models.get(name)
+        return None if model is None else model.serving.get(version)
+
+    def reasons(self, name: str) -> dict[int, str] | None:
+        """Why the versions of a model do not serve, for those that could not be loaded; None for a
+        name that has none."""
+        model = self._models.get(name)
+        if model is None or not model.versions:
+            return None
+        failed = {version: entry.reason for version, entry in model.versions.items()}
+        return {v: reason for v, reason in failed.items() if reason and reason != UNLOADED}
+
+    def find(self, name: str, version: int = LATEST) -> Served:
         """The version that answers a request. Raises NotFound and Unavailable in Triton's words."""
+        loaded = self.look_up(name, version)
+        if not loaded.ready:
+            raise no_instance(name, loaded.version)
+        return loaded
+
+    def look_up(self, name: str, version: int = LATEST) -> Served:
+        """As `find`, for those who ask the version themselves whether it would answer."""
         model = self._models.get(name)
         if model is None or not model.versions:
             raise NotFound(f"Request for unknown model: '{name}' is not found")
@@ -123,8 +148,8 @@ class ModelTable:
             raise NotFound(f"Request for unknown model: '{name}' has no available versions")
         if loaded is None and version not in model.versions:
             raise NotFound(f"Request for unknown model: '{name}' version {version} is not found")
-        if loaded is None or not loaded.ready:
-            raise no_instance(name, loaded.version if loaded else version)
+        if loaded is None:
+            raise no_instance(name, version)
         return loaded
 
     def ready(self, name: str, version: int = LATEST) -> bool:
@@ -173,12 +198,12 @@ class ModelTable:
             yield ModelIndex(name, "", State.UNAVAILABLE.value, model.reason)
         for version, entry in sorted(model.versions.items()):
             state = entry.state
-            reason = entry.reason
+            reason = "" if state is State.UNLOADING else entry.reason
             if state is State.READY and not self.ready(name, version):
-                state, reason = State.UNAVAILABLE, "no instance is alive"
+                state, reason = State.UNAVAILABLE, _silence(entry.model)
             yield ModelIndex(name, str(version), state.value, reason)
 
-    def serving(self) -> list[ModelVersion]:
+    def serving(self) -> list[Served]:
         """Every version that is READY, in name order."""
         return [
             entry.model
@@ -187,7 +212,7 @@ class ModelTable:
             if entry.state is State.READY and entry.model is not None
         ]
 
-    def loaded_versions(self) -> list[ModelVersion]:
+    def loaded_versions(self) -> list[Served]:
         """Every version that is loaded, in name order."""
         return [
             entry.model
@@ -195,6 +220,13 @@ class ModelTable:
             for _, entry in sorted(model.versions.items())
             if entry.model is not None
         ]
+
+
+def _silence(model: Served | None) -> str:
+    """Why a version that is loaded does not answer."""
+    if model is not None and model.config.ensemble_scheduling is not None:
+        return "a model that it is composed of does not answer"
+    return "no instance is alive"
 
 
 def no_instance(model: str, version: int) -> Unavailable:

@@ -2,29 +2,48 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import TypeAlias
 
-from microkernel.classification import Labels, classify_outputs
+from microkernel.caching.lookups import Lookup, ModelCache
+from microkernel.classification import Labels
 from microkernel.config.model import ModelConfig
-from microkernel.errors import Cancelled, MicrokernelError, Unavailable
-from microkernel.models.checking import Checked, RequestChecker, turn
+from microkernel.errors import Cancelled, InvalidArgument, MicrokernelError, Unavailable
+from microkernel.models.checking import Checked, RequestChecker
+from microkernel.models.classifying import classified
 from microkernel.models.crew import Crew, CrewEvents
+from microkernel.models.keeping import settle
+from microkernel.models.padding import Padding
 from microkernel.models.reshape import reshapers
+from microkernel.models.serving import Company, Held, Holds, charge
 from microkernel.models.streams import Delivery, Stalls, StreamReply, only_response
-from microkernel.request import Answer, InferRequest, InferResponse
+from microkernel.models.table import no_instance
+from microkernel.request import Answer, Answered, InferRequest, InferResponse, Reschedule
 from microkernel.responses import ResponseStream
-from microkernel.scheduling.choice import is_keeper, scheduler_of
+from microkernel.scheduling.choice import is_keeper, learner, scheduler_of
+from microkernel.scheduling.ordering import Line, Place
 from microkernel.scheduling.pending import Pending, Reply, Runner
-from microkernel.stats import Failure, ModelStats
+from microkernel.scheduling.policy import Joins
+from microkernel.scheduling.sequences import NOT_ITERATIVE
+from microkernel.stats import Execution, Failure, ModelStats
 from microkernel.tensor import Tensor
 from microkernel.tracing import marks
 from microkernel.workers.contract import Result, Worker
 from microkernel.workers.parts import Part
 
-_MANY = 64 << 10
-"""The most bytes of an output whose classes are found at once."""
+Own: TypeAlias = asyncio.Future[InferResponse] | StreamReply
+"""The reply that a request came with."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFiles:
+    """What a model's directory holds beside its configuration and its versions: the labels of its
+    outputs, and what its states begin as where that is not zeros, by the name of their input."""
+
+    labels: Labels = field(default_factory=dict)
+    initial_states: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 class ModelVersion:
@@ -35,25 +54,37 @@ class ModelVersion:
         config: ModelConfig,
         version: int,
         make_crew: Callable[[CrewEvents], Crew],
-        labels: Labels | None = None,
+        files: ModelFiles | None = None,
+        open_batch: Callable[[], Joins] | None = None,
+        cache: ModelCache | None = None,
     ) -> None:
-        """`config` is complete and normalised, `labels` are those of its outputs; the crew is made
-        with this version's events and started by the caller."""
+        """`config` is complete and normalised, `files` what was read beside it; the crew is made
+        with this version's events and started by the caller. `open_batch` is what the dynamic
+        batcher asks beside its own rules. `cache` keeps its responses, None where they are not
+        kept. Raises InvalidArgument for parameters of the model that cannot be."""
         self.config = config
-        self._labels = labels or {}
+        files = files or ModelFiles()
+        self.labels = files.labels
         self.version = version
-        self.stats = ModelStats()
+        self.stats = ModelStats(cached=cache is not None)
+        self._cache = cache
         self._checker = RequestChecker(config)
+        self._padding = Padding.of(config)
+        if self._padding is not None:
+            open_batch = self._padding.limited(open_batch)
         self._reshapers = reshapers(config.output, batches=config.max_batch_size > 0)
         self._loop = asyncio.get_running_loop()
         self._decoupled = config.decoupled
         self._unanswered = 0
+        self._holds = Holds()
         self._stalls = Stalls()
         self._drained = asyncio.Event()
-        self._scheduler = scheduler_of(config, self)
+        self._line = Line.of(config)
+        self._scheduler = scheduler_of(config, self, open_batch, files.initial_states)
+        self.stats.learn = learner(self._scheduler)
         self._keeper = self._scheduler if is_keeper(self._scheduler) else None
         self._crew = make_crew(
-            CrewEvents(self._scheduler.wake, self.give_up, self._joined, self._left)
+            CrewEvents(self._scheduler.wake, self.give_up, self._joined, self._left, self.stats)
         )
 
     async def start(self, first: Worker) -> None:
@@ -70,13 +101,22 @@ class ModelVersion:
         answered where the model gives exactly one response; else it is Unsupported."""
         if self._decoupled:
             return await only_response(await self.stream(request))
-        checked = await self._read(request) if self._checker.takes_long(request) else None
-        reply: asyncio.Future[InferResponse] = self._loop.create_future()
-        pending = self._accept(request, reply, checked)
+        checked: Checked | None = None
+        if self._checker.takes_long(request):
+            checked = await self._checker.check_in_turns(request)
+        own: asyncio.Future[InferResponse] = self._loop.create_future()
+        reply: Own | Place = own
+        lookup: Lookup | None = None
+        if self._cache is not None and self._cache.covers(request):
+            checked = checked or self._checker.check(request)
+            reply, lookup = await self._look(self._cache, checked.request, own)
+        pending = self._accept(request, reply, checked, lookup)
         try:
+            if lookup is not None:
+                await self._kept(lookup, await own)
             if request.classifications:
-                return await self._classified(request, await reply)
-            return await reply
+                return await self._classified(request, await own)
+            return await own
         except asyncio.CancelledError:
             self._abandon(pending)
             raise
@@ -90,9 +130,18 @@ class ModelVersion:
             self._stalls.throttle(pending, stream, failed, hold=hold)
 
         failed = partial(self._failed, request)
-        checked = await self._read(request) if self._checker.takes_long(request) else None
+        checked: Checked | None = None
+        if self._checker.takes_long(request):
+            checked = await self._checker.check_in_turns(request)
         stream = ResponseStream(lambda: self._abandon(pending), throttle)
-        pending = self._accept(request, StreamReply(stream, failed, self._settled), checked)
+        own = StreamReply(stream, failed, self._settled)
+        reply: Own | Place = own
+        lookup: Lookup | None = None
+        if self._cache is not None and self._cache.covers(request):
+            checked = checked or self._checker.check(request)
+            reply, lookup = await self._look(self._cache, checked.request, own)
+            stream.then(partial(self._kept, lookup))
+        pending = self._accept(request, reply, checked, lookup)
         if request.classifications:
             stream.then(partial(self._classified, request))
         return stream
@@ -101,32 +150,67 @@ class ModelVersion:
         """The error as a response."""
         return InferResponse(self.config.name, self.version, request.id, (), error=error)
 
-    async def _read(self, request: InferRequest) -> Checked:
-        """Check a request of very many elements while others go on."""
-        looking = self._checker.look(request)
-        while True:
-            if (checked := turn(looking)) is not None:
-                return checked
-            await asyncio.sleep(0)
+    async def _look(
+        self, cache: ModelCache, request: InferRequest, own: Own
+    ) -> tuple[Own | Place, Lookup]:
+        """Look for the response in the cache, which takes a place in the line first."""
+        reply = own if self._line is None else self._line.place(own)
+        try:
+            return reply, await cache.look(request)
+        except BaseException:
+            if isinstance(reply, Place):
+                reply.leave()
+            raise
 
-    def _accept(self, request: InferRequest, reply: Reply, checked: Checked | None) -> Pending:
-        """Queue a request, which may be checked already. Raises where it is refused."""
+    def _accept(
+        self,
+        request: InferRequest,
+        own: Own | Place,
+        checked: Checked | None,
+        lookup: Lookup | None = None,
+    ) -> Pending:
+        """Queue a request, which may be checked already, or answer it with what was found. Raises
+        where it is refused."""
         if request.trace is not None:
-            request.trace.mark("REQUEST_START")
+            request.trace.mark("REQUEST_START", 0 if lookup is None else lookup.began)
         checked = checked or self._checker.check(request)
+        reply: Reply = own
+        if self._line is not None and not isinstance(own, Place):
+            reply = self._line.place(own)
         now = time.monotonic_ns()
         pending = Pending(checked.request, checked.size, checked.key, reply, self._loop.time(), now)
-        self.stats.pending += 1
         self._unanswered += 1  # first, for it may be answered at once
+        if lookup is not None and lookup.outputs is not None:
+            self._found(pending, lookup.began, lookup.outputs)
+            return pending
+        self.stats.pending += 1
         try:
             self._scheduler.submit(pending)
         except MicrokernelError:
             self.stats.pending -= 1  # refused, which no other counter shows
+            self._leave(pending)
             self._settled()
             raise
         if request.trace is not None:
             marks.queued(request, now)
         return pending
+
+    def _found(self, pending: Pending, began: int, outputs: tuple[Tensor, ...]) -> None:
+        """Answer from the cache."""
+        request, now = pending.request, time.monotonic_ns()
+        if request.trace is not None:
+            marks.queued(request, began)
+            marks.answered(request, outputs, now)
+        self.stats.first_response(now - began)
+        self.stats.hit(began, now)
+        response = InferResponse(self.config.name, self.version, request.id, outputs)
+        pending.reply.set_result(response)
+
+    async def _kept(self, lookup: Lookup, response: InferResponse) -> InferResponse:
+        """The response, in the cache where it did not come from there."""
+        if lookup.outputs is None:
+            self.stats.missed(await lookup.keep(response.outputs))
+        return response
 
     def _settled(self) -> None:
         self._unanswered -= 1
@@ -140,20 +224,17 @@ class ModelVersion:
             self.reject(pending, Cancelled("the request was cancelled"), Failure.CANCELED)
         elif pending.instance is not None:
             pending.instance.cancel(pending.number)
+        self._leave(pending)
+
+    def _leave(self, pending: Pending) -> None:
+        """Nobody waits for the answer: others need not wait for it either."""
+        if isinstance(pending.reply, Place):
+            pending.reply.leave()
 
     async def _classified(self, request: InferRequest, response: InferResponse) -> InferResponse:
-        """The response with the classes that were asked for; where they may be many, found in a
-        thread."""
-        work = partial(
-            classify_outputs,
-            response,
-            request.classifications,
-            self._labels,
-            batches=self.config.max_batch_size > 0,
+        return await classified(
+            request, response, self.labels, batches=self.config.max_batch_size > 0
         )
-        if any(tensor.nbytes > _MANY for tensor in response.outputs):
-            return await asyncio.to_thread(work)
-        return work()
 
     def _joined(self, instance: Runner) -> None:
         if self._keeper is not None:
@@ -169,45 +250,55 @@ class ModelVersion:
 
     def execute(self, batch: Sequence[Pending], on: Runner | None = None) -> None:
         """See `Executor.execute`."""
-        self.stats.pending -= sum(not pending.null for pending in batch)
-        requests = [pending.request for pending in batch]
+        if self._keeper is None:
+            self.stats.pending -= len(batch)
+        else:
+            self.stats.pending -= sum(not (pending.null or pending.again) for pending in batch)
+        requests: Sequence[InferRequest] = [pending.request for pending in batch]
+        if self._padding is not None:
+            requests = self._padding.pad(requests)
         sizes = [pending.size for pending in batch]
         if self._decoupled:
             spared = partial(self._stalls.give_up, batch)
             receiver = Delivery(
-                batch, self.stats, self._responded, self._scheduler.wake, self._stalls
+                batch, self.stats, self._responded, self._scheduler.wake, self._stalls, self._keeper
             )
             instance, number = self._crew.stream(requests, sizes, receiver, spared, on)
         else:
-            done = partial(self._finished, batch)
+            done = partial(self._finished, batch, sum(sizes))
             instance, number = self._crew.execute(requests, sizes, done, on)
         for pending in batch:
             pending.instance, pending.number = instance, number
             number += 1
 
-    def _finished(self, batch: Sequence[Pending], result: Result) -> None:
+    def _finished(self, batch: Sequence[Pending], total: int, result: Result) -> None:
+        pairs: Iterable[tuple[Pending, Answered]] = zip(batch, result.answers, strict=True)
+        if self._keeper is not None:
+            pairs = settle(self._keeper, batch, result, self.stats)
+        self.stats.executed(result.times, total)  # first, for the scheduler may learn from it
         self._scheduler.wake()  # the instance goes on while its results are handed out
-        now, total = time.monotonic_ns(), 0
-        for pending, answer in zip(batch, result.answers, strict=True):
-            total += pending.size
+        now = time.monotonic_ns()
+        for pending, given in pairs:
+            answer = InvalidArgument(NOT_ITERATIVE) if isinstance(given, Reschedule) else given
             if pending.request.trace is not None:
-                outputs = () if isinstance(answer, MicrokernelError) else answer.outputs
-                marks.executed(pending.request, result.times)
-                marks.answered(pending.request, outputs, now)
-            self.stats.first_response(now - pending.arrived_ns)
+                _mark(pending.request, answer, result.times, now)
             reply = pending.reply
             if isinstance(answer, MicrokernelError):
+                self.stats.first_response(now - pending.arrived_ns)
                 self.stats.failed(pending.arrived_ns, now, Failure.BACKEND)
                 if not reply.done():
                     reply.set_exception(answer)
                 continue
-            self.stats.succeeded(pending.arrived_ns, now, pending.size, result.times)
+            self.stats.succeeded(pending.arrived_ns, now, pending.size, result.times, first=True)
+            if pending.request.spent is not None:
+                charge(pending.request.spent, result.times)
             if not reply.done():  # else its caller has gone
                 reply.set_result(self._response(pending.request, answer))
-        self.stats.executed(result.times, total)
 
     def _response(self, request: InferRequest, answer: Answer) -> InferResponse:
         outputs = answer.outputs
+        if self._padding is not None:
+            outputs = self._padding.cut(request, outputs)
         if self._reshapers:
             outputs = tuple(self._reshaped(tensor) for tensor in outputs)
         return InferResponse(self.config.name, self.version, request.id, outputs, answer.parameters)
@@ -215,7 +306,7 @@ class ModelVersion:
     def _responded(self, request: InferRequest, part: Part) -> InferResponse:
         if isinstance(part.answer, MicrokernelError):
             response = self._failed(request, part.answer)
-        elif part.answer is not None:
+        elif isinstance(part.answer, Answer):
             response = self._response(request, part.answer)
         else:
             response = InferResponse(self.config.name, self.version, request.id, ())
@@ -242,15 +333,32 @@ class ModelVersion:
             pending.reply.set_exception(error)
 
     def _forget(self, pending: Pending, reason: Failure) -> None:
-        self.stats.pending -= 1
+        if not pending.again:
+            self.stats.pending -= 1
         now = time.monotonic_ns()
         self.stats.failed(pending.arrived_ns, now, reason)
         if pending.request.trace is not None:
             marks.over(pending.request, now)
 
+    @property
+    def identity(self) -> bytes | None:
+        """See `Served.identity`."""
+        return None if self._cache is None else self._cache.identity
+
+    def hold(self, company: Company) -> Held:
+        """See `Served.hold`."""
+        if not self.ready:
+            raise no_instance(self.config.name, self.version)
+        return self._holds.take(self, self.version)
+
     async def drain(self) -> None:
-        """Refuse new requests and wait until everything accepted is answered."""
-        self._scheduler.close()
+        """See `Served.drain`."""
+        try:
+            await self._holds.gone()
+            if self._cache is not None:
+                await self._cache.settled()  # who looks there may still be queued
+        finally:
+            self._scheduler.close()
         while self._unanswered:
             self._drained.clear()
             await self._drained.wait()
@@ -263,3 +371,11 @@ class ModelVersion:
     async def stop(self) -> None:
         """Stop the workers; after `drain` or `abandon`."""
         await self._crew.stop()
+
+
+def _mark(
+    request: InferRequest, answer: Answer | MicrokernelError, times: Execution, now: int
+) -> None:
+    """Record the execution of a traced request and its answer."""
+    marks.executed(request, times)
+    marks.answered(request, answer.outputs if isinstance(answer, Answer) else (), now)

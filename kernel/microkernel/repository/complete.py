@@ -5,7 +5,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from microkernel.backend import BackendType, Placement
+from microkernel.backend import BackendType
+from microkernel.config.ensemble_rules import ENSEMBLE
 from microkernel.config.model import (
     DynamicBatching,
     InstanceGroup,
@@ -16,7 +17,7 @@ from microkernel.config.model import (
     SequenceBatching,
     VersionPolicy,
 )
-from microkernel.config.validate import ENSEMBLE, PLATFORMS, instance_groups
+from microkernel.config.validate import PLATFORMS, instance_groups
 from microkernel.errors import InvalidArgument
 from microkernel.repository.store import directories
 
@@ -53,12 +54,7 @@ def normalise(config: ModelConfig, backend: BackendType, gpus: int) -> ModelConf
 
     Raises InvalidArgument for an instance group that this host cannot provide.
     """
-    filled = replace(
-        config,
-        version_policy=config.version_policy or VersionPolicy(latest=Latest(1)),
-        dynamic_batching=_batching(config.dynamic_batching, config.max_batch_size),
-        sequence_batching=_sequences(config.sequence_batching, config.max_batch_size),
-    )
+    filled = with_defaults(config)
     if config.platform == ENSEMBLE:
         return filled
     groups = config.instance_group or (InstanceGroup(name=config.name),)
@@ -75,17 +71,15 @@ def normalise(config: ModelConfig, backend: BackendType, gpus: int) -> ModelConf
     return resolved
 
 
-def placements(config: ModelConfig, threads_total: int) -> list[Placement]:
-    """One placement per instance of a normalised configuration, each with an equal share of
-    `threads_total` processors, at least one. Instances on different GPUs share a name."""
-    places = [
-        (f"{group.name}_{index}", group.kind, device)
-        for group in config.instance_group
-        for index in range(group.count)
-        for device in (group.gpus if group.kind == "KIND_GPU" else (0,))
-    ]
-    threads = max(1, threads_total // max(1, len(places)))
-    return [Placement(name, kind, device, threads) for name, kind, device in places]
+def with_defaults(config: ModelConfig) -> ModelConfig:
+    """The configuration with those defaults written out that depend on nothing else, which are all
+    that an ensemble has."""
+    return replace(
+        config,
+        version_policy=config.version_policy or VersionPolicy(latest=Latest(1)),
+        dynamic_batching=_batching(config.dynamic_batching, config.max_batch_size),
+        sequence_batching=_sequences(config.sequence_batching, config.max_batch_size),
+    )
 
 
 def merge_completed(before: ModelConfig, after: ModelConfig) -> ModelConfig:

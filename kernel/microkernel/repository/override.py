@@ -9,6 +9,9 @@ from microkernel.config.codec import config_from_json
 from microkernel.config.model import ModelConfig
 from microkernel.errors import InvalidArgument
 
+LARGEST_CONFIG = 1 << 20
+"""The most characters of a configuration, some twenty thousand inputs: what is made of it, and
+looked at by every client that asks for it, takes many times the room."""
 LONGEST_PATH = 1024
 """The most characters of a file's path below its model's directory."""
 
@@ -24,11 +27,16 @@ class Override:
     @classmethod
     def of(cls, config: str | None, files: Mapping[str, bytes]) -> "Override | None":
         """The override of a load request, None where it brings nothing. Raises InvalidArgument for
-        a configuration that is wrong and for files without one."""
+        a configuration that is wrong or too large and for files without one."""
         if config is None:
             if files:
                 raise InvalidArgument("overriding model files requires a 'config' parameter")
             return None
+        if len(config) > LARGEST_CONFIG:
+            raise InvalidArgument(
+                f"Invalid config override: it has {len(config)} characters, the most is "
+                f"{LARGEST_CONFIG}; write it to the model's config.pbtxt instead"
+            )
         try:
             return cls(config_from_json(config), files)
         except InvalidArgument as error:

@@ -15,6 +15,7 @@ DUPLICATE = "model appears in two or more repositories"
 
 _NOT_VERSIONS = ("warmup", "initial_state", "configs")
 _INTEGER = re.compile(r"[0-9]+")
+_ADDRESS = re.compile(r"([a-z][a-z0-9]+):/(.*)", re.DOTALL)
 _LARGEST_VERSION = 2**63 - 1
 
 
@@ -43,8 +44,11 @@ def find_models(paths: Sequence[Path]) -> Found:
     """Every direct sub-directory of the repositories, by name. A repository given twice counts
     once.
 
-    Raises InvalidArgument naming a repository that does not exist or cannot be listed.
+    Raises InvalidArgument naming a repository that does not exist, cannot be listed or is not on
+    this machine.
     """
+    for path in paths:
+        _check_local(path)
     places: dict[str, list[Path]] = {}
     for repository in dict.fromkeys(path.resolve() for path in paths):
         for directory in directories(repository):
@@ -54,6 +58,16 @@ def find_models(paths: Sequence[Path]) -> Found:
         models={name: where[0] for name, where in ordered if len(where) == 1},
         duplicates={name: tuple(where) for name, where in ordered if len(where) > 1},
     )
+
+
+def _check_local(path: Path) -> None:
+    scheme = _ADDRESS.match(str(path))  # of whose slashes a path keeps one
+    if scheme and not path.exists():
+        raise InvalidArgument(
+            f"'{scheme[1]}://{scheme[2]}' cannot be a model repository: models are served from "
+            "local directories only. Copy the models to one, or mount the remote storage, and name "
+            "that directory"
+        )
 
 
 def versions(directory: Path) -> Versions:

@@ -33,6 +33,11 @@ class Runner(Protocol):
     """An instance that runs requests, as far as their callers have something to tell it; see
     `WorkerInstance`, whose numbers they are."""
 
+    @property
+    def name(self) -> str:
+        """The instance's name."""
+        ...
+
     def cancel(self, number: int) -> None:
         """Nobody waits for the request any more."""
         ...
@@ -55,7 +60,8 @@ class Pending:
     moment on the monotonic clock, which statistics use. `deadline` is on the loop's clock, too: the
     moment at which the scheduler gives up waiting. `instance` is the one that runs the request and
     `number` the one it is known by there, once it was dispatched. One that is `null` fills a row of
-    a batch and belongs to nobody: it is not counted, and its reply is never used.
+    a batch and belongs to nobody: it is not counted, and its reply is never used. One that comes
+    `again` has run before, so it is not counted as waiting.
     """
 
     request: InferRequest
@@ -68,6 +74,7 @@ class Pending:
     instance: Runner | None = None
     number: int = 0
     null: bool = False
+    again: bool = False
 
 
 class Executor(Protocol):

@@ -4,7 +4,7 @@ A batch is formed only when an instance is free to run it. That gives the same b
 preparing ahead: a batch that waits for an instance keeps growing there, too.
 """
 
-from collections.abc import Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
@@ -38,6 +38,9 @@ class Wait:
 
 Decision: TypeAlias = Dispatch | Wait
 
+Joins: TypeAlias = Callable[[Waiting], bool]
+"""Whether the next request may join a batch; asked of each in turn, the first included."""
+
 
 class Policy(Protocol):
     """How the head of a queue becomes a batch."""
@@ -60,20 +63,22 @@ class OneByOne:
 
 @dataclass(frozen=True, slots=True)
 class Batching:
-    """The dynamic batcher's policy: a largest size, preferred sizes, and a delay in seconds."""
+    """The dynamic batcher's policy: a largest size, preferred sizes, and a delay in seconds.
+    `open_batch`, where there is one, says of each batch what else may not join it."""
 
     largest: int
     preferred: frozenset[int]
     delay: float
+    open_batch: Callable[[], Joins] | None = None
 
     @classmethod
-    def of(cls, config: ModelConfig) -> "Batching":
+    def of(cls, config: ModelConfig, open_batch: Callable[[], Joins] | None = None) -> "Batching":
         """The policy of a normalised configuration that has `dynamic_batching`."""
         assert config.dynamic_batching is not None
         largest = max(config.max_batch_size, 1)
         preferred = frozenset(config.dynamic_batching.preferred_batch_size) or {largest}
         delay = config.dynamic_batching.max_queue_delay_microseconds / 1e6
-        return cls(largest, frozenset(preferred), delay)
+        return cls(largest, frozenset(preferred), delay, open_batch)
 
     def decide(self, queue: Iterable[Waiting], now: float) -> Decision:
         """Scan from the head while requests may join, then choose by the table in Triton's words:
@@ -94,10 +99,17 @@ class Batching:
     def _scan(self, queue: Iterable[Waiting]) -> "_Scan":
         scan = _Scan()
         top = max(self.preferred)
+        joins = None if self.open_batch is None else self.open_batch()
         for request in queue:
             if scan.count == 0:
                 scan.key, scan.oldest = request.key, request.arrived
-            elif request.key != scan.key or scan.total + request.size > self.largest:
+                if joins is not None:
+                    joins(request)
+            elif (
+                request.key != scan.key
+                or scan.total + request.size > self.largest
+                or (joins is not None and not joins(request))
+            ):
                 scan.closed = True
                 return scan
             elif scan.total < top < scan.total + request.size and not scan.before_overrun:
@@ -108,6 +120,11 @@ class Batching:
             if scan.total in self.preferred:
                 scan.preferred = scan.count
         return scan
+
+
+def never_waits(policy: Policy) -> bool:
+    """Whether a policy dispatches a request that is alone at once, whatever came before."""
+    return isinstance(policy, OneByOne) or (isinstance(policy, Batching) and policy.delay == 0)
 
 
 @dataclass(slots=True)

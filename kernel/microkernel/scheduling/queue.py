@@ -5,32 +5,46 @@ request arrives, when the executor wakes it, and when a wait is over.
 """
 
 import asyncio
-from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from math import inf
 
-from microkernel.config.model import ModelConfig
 from microkernel.errors import Unavailable
 from microkernel.scheduling.pending import Executor, Pending
-from microkernel.scheduling.policy import Batching, OneByOne, Policy, Wait
+from microkernel.scheduling.policy import Dispatch, Policy, never_waits
+from microkernel.scheduling.waiting import PlainQueue, Queue
+from microkernel.stats import Failure
 
 
 class QueueScheduler:
-    """First in, first out, in batches of the policy's choosing; promises what `Scheduler` does."""
+    """Requests in the order of their queue, in batches of the policy's choosing; promises what
+    `Scheduler` does."""
 
-    def __init__(self, policy: Policy, executor: Executor) -> None:
+    def __init__(
+        self,
+        policy: Policy,
+        executor: Executor,
+        queue: Queue | None = None,
+        *,
+        first: int = 0,
+        executed: Callable[[int, float], None] | None = None,
+        arrived: Callable[[float], None] | None = None,
+    ) -> None:
+        """Without a queue there are no limits. Nothing runs before `first` requests have waited at
+        the same time, once. `executed` is for whoever runs the batches to tell the size of each
+        and the seconds that it took, `arrived` is told of every request's arrival; None where
+        nobody wants to know."""
+        self.executed = executed
+        self._arrived = arrived
         self._policy = policy
         self._executor = executor
         self._loop = asyncio.get_running_loop()
-        self._queue: deque[Pending] = deque()
+        self._queue: Queue = PlainQueue() if queue is None else queue
+        self._timed = self._queue.timed
         self._timer: asyncio.TimerHandle | None = None
         self._closed = False
         self._waking = False
-
-    @classmethod
-    def of(cls, config: ModelConfig, executor: Executor) -> "QueueScheduler":
-        """The default scheduler, or the dynamic batcher where the configuration asks for one."""
-        policy = Batching.of(config) if config.dynamic_batching is not None else OneByOne()
-        return cls(policy, executor)
+        self._first = first
+        self._prompt = never_waits(policy)
 
     def submit(self, pending: Pending) -> None:
         """See `Scheduler.submit`."""
@@ -39,6 +53,11 @@ class QueueScheduler:
                 f"{pending.request.tag()}Server is stopping, scheduler for model has stopped "
                 "accepting new inference requests"
             )
+        if self._arrived is not None:
+            self._arrived(pending.arrived)
+        if self._prompt and not self._first and not self._queue and self._executor.idle():
+            self._executor.execute((pending,))  # no wait, so no queue
+            return
         self._queue.append(pending)
         self.wake()
 
@@ -48,35 +67,62 @@ class QueueScheduler:
             return  # awake while an executor answers a batch at once; the loop below goes on
         self._waking = True
         try:
-            self._dispatch()
+            if self._timed or self._first:
+                self._look()
+            elif self._executor.idle():
+                self._dispatch()
         finally:
             self._waking = False
 
-    def _dispatch(self) -> None:
-        if self._timer is not None:
-            self._cancel_timer()
-        queue = self._queue
-        while queue and self._executor.idle():
-            decision = self._policy.decide(queue, self._loop.time())
-            if isinstance(decision, Wait):
-                self._timer = self._loop.call_at(decision.until, self.wake)
+    def _look(self) -> None:
+        """Refuse what is too late, then dispatch unless the first requests are still to come."""
+        for pending in self._queue.expire(self._loop.time()):
+            self._executor.reject(pending, Unavailable("Request timeout expired"), Failure.REJECTED)
+        if len(self._queue) >= self._first:
+            self._first = 0
+            if self._queue and self._executor.idle():
+                self._dispatch()
                 return
-            self._executor.execute([queue.popleft() for _ in range(decision.count)])
+        self._ring_at(self._queue.next_deadline())
+
+    def _dispatch(self) -> None:
+        """Dispatch while there are a request and an idle executor, as there are now."""
+        queue, until = self._queue, inf
+        while True:
+            decision = self._policy.decide(queue, self._loop.time())
+            if not isinstance(decision, Dispatch):
+                until = decision.until
+                break
+            self._executor.execute(queue.take(decision.count))
+            if not queue or not self._executor.idle():
+                break
+        if self._timed:
+            until = min(until, queue.next_deadline())
+        if until < inf or self._timer is not None:
+            self._ring_at(until)
+
+    def _ring_at(self, when: float) -> None:
+        """Wake then, if nothing else does before. A timer that rings too early is left alone: that
+        costs one wake, and a new timer at every arrival costs more."""
+        if self._timer is not None:
+            if self._timer.when() <= when < inf:
+                return
+            self._cancel_timer()
+        if when < inf:
+            self._timer = self._loop.call_at(when, self._rung)
+
+    def _rung(self) -> None:
+        self._timer = None
+        self.wake()
 
     def abandon(self, pending: Pending) -> bool:
         """See `Scheduler.abandon`."""
-        try:
-            self._queue.remove(pending)
-        except ValueError:
-            return False
-        return True
+        return self._queue.remove(pending)
 
     def take_all(self) -> Sequence[Pending]:
         """See `Scheduler.take_all`."""
         self._cancel_timer()
-        waiting = list(self._queue)
-        self._queue.clear()
-        return waiting
+        return self._queue.take(len(self._queue))
 
     def _cancel_timer(self) -> None:
         if self._timer is not None:
@@ -86,6 +132,8 @@ class QueueScheduler:
     def close(self) -> None:
         """See `Scheduler.close`."""
         self._closed = True
+        self._first = 0
+        self.wake()
 
     @property
     def waiting(self) -> int:

@@ -12,8 +12,10 @@ import numpy as np
 from microkernel.backend import Instance, Model, Placement
 from microkernel.batch import Batch
 from microkernel.config.model import ModelConfig
+from microkernel.config.tensors import model_outputs
 from microkernel.errors import MicrokernelError
 from microkernel.models.checking import Checked, RequestChecker
+from microkernel.models.padding import Padding
 from microkernel.request import InferRequest, InferResponse
 from microkernel.tensor import BY_CONFIG_NAME, Tensor
 from microkernel.workers import descriptors
@@ -46,6 +48,7 @@ class Served:
         self._config = config
         self._schema = Schema.of(config)
         self._checker = RequestChecker(config)
+        self._padding = Padding.of(config)
 
     def answer(self, request: InferRequest) -> Outputs:
         """The outputs of a request that runs alone."""
@@ -101,7 +104,10 @@ class Served:
         """The requests as a batch that the kernel laid out."""
         checked: list[Checked] = [self._checker.check(request) for request in requests]
         sizes = [c.size for c in checked]
-        plan = descriptors.plan([c.request for c in checked], self._schema)
+        ready: Sequence[InferRequest] = [c.request for c in checked]
+        if self._padding is not None:
+            ready = self._padding.pad(ready)
+        plan = descriptors.plan(ready, self._schema)
         block = memoryview(bytearray(plan.total))
         descriptors.gather(plan, block)
         message = descriptors.execute_message(plan, sizes, self._schema, (1, 0, 0))
@@ -119,7 +125,10 @@ class Served:
     def kept(self, request: InferRequest, outcome: InferResponse) -> Outputs:
         """The outputs of a response that the kernel would keep, copied and checked."""
         wanted = request.outputs or self._schema.outputs
-        tensors = [replace(t, data=bytes(t.data)) for t in outcome.outputs if t.name in wanted]
+        given = outcome.outputs
+        if self._padding is not None:
+            given = self._padding.cut(self._checker.check(request).request, given)
+        tensors = [replace(t, data=bytes(t.data)) for t in given if t.name in wanted]
         size = -1 if self._schema.decoupled else self._checker.check(request).size
         for tensor in tensors:
             self._check_output(tensor, size)
@@ -130,7 +139,7 @@ class Served:
         return {tensor.name: tensor for tensor in tensors}
 
     def _check_output(self, tensor: Tensor, size: int) -> None:
-        entry = next(o for o in self._config.output if o.name == tensor.name)
+        entry = next(o for o in model_outputs(self._config) if o.name == tensor.name)
         expected = BY_CONFIG_NAME[entry.data_type]
         assert tensor.datatype is expected, (
             f"output '{tensor.name}' is {tensor.datatype}, configured is {expected}"

@@ -18,6 +18,7 @@ from typing import Any
 
 from microkernel.backend import Backend, Instance, Model, Placement
 from microkernel.batch import Batch
+from microkernel.binding import bind_process
 from microkernel.config.codec import config_from_json, config_to_json
 from microkernel.families import route_metrics
 from microkernel.origin import origin, works_for
@@ -29,7 +30,7 @@ from microkernel.workers.channel import BlockingChannel
 from microkernel.workers.descriptors import Schema
 from microkernel.workers.desk import MetricDesk
 from microkernel.workers.flags import Flags, Slot
-from microkernel.workers.hosting import make_backend, settings_from_json
+from microkernel.workers.hosting import make_backend, placement_from_json, settings_from_json
 from microkernel.workers.parts import Moments, part_message
 from microkernel.workers.runner import as_error, run, unload
 from microkernel.workers.senders import WorkerSender, run_stream
@@ -194,13 +195,20 @@ class _Child:
             completed = self._backend.complete(config, files)
             self._control.send(wire.control_message(Kind.DONE, config_to_json(completed)))
             return False
-        self._start(self._backend.load(config, files), Schema.of(config), order)
+        placements = [placement_from_json(p) for p in order["placements"]]
+        bind_process(placements[0].binding)  # first: the threads of a model are bound like this one
+        identity = (order["model"], order["version"])
+        self._start(self._backend.load(config, files), Schema.of(config), identity, placements)
         return True
 
-    def _start(self, model: Model, schema: Schema, order: Any) -> None:
+    def _start(
+        self,
+        model: Model,
+        schema: Schema,
+        identity: tuple[str, int],
+        placements: Sequence[Placement],
+    ) -> None:
         """Make the instances; returns when all are closed."""
-        identity = (order["model"], order["version"])
-        placements = [Placement(**p) for p in order["placements"]]
         sockets = [socket.socket(fileno=self._control.take_descriptor()) for _ in placements]
         loops = [_InstanceLoop(sock, schema, identity) for sock in sockets]
         made = _Made(len(placements), self._control)

@@ -8,7 +8,7 @@ from typing import Any, Protocol, TypeAlias
 from microkernel.backend import BackendType, Placement
 from microkernel.config.model import ModelConfig
 from microkernel.errors import MicrokernelError
-from microkernel.request import Answer, InferRequest
+from microkernel.request import Answered, InferRequest
 from microkernel.stats import Execution
 from microkernel.workers.flights import Receiver
 
@@ -28,10 +28,10 @@ class Hosted:
 @dataclass(slots=True)
 class Result:
     """What became of a batch: its moments on the monotonic clock, from the beginning of gathering,
-    and an answer or an error per request, in order."""
+    and what became of each request, in order."""
 
     times: Execution
-    answers: Sequence[Answer | MicrokernelError]
+    answers: Sequence[Answered]
 
 
 Done: TypeAlias = Callable[[Result], None]
@@ -87,7 +87,8 @@ class Worker(Protocol):
     async def start(
         self, config: ModelConfig, placements: Sequence[Placement]
     ) -> Sequence[WorkerInstance]:
-        """Load the model and make its instances. Raises as `complete` does."""
+        """Load the model and make its instances, which are all bound alike where the worker is a
+        process. Raises as `complete` does."""
         ...
 
     def watch(self, lost: Lost) -> None:

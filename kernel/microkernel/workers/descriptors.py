@@ -17,7 +17,18 @@ from microkernel.batch import Batch
 from microkernel.config.model import ModelConfig
 from microkernel.config.tensors import model_inputs, model_outputs
 from microkernel.errors import MicrokernelError, error_from
-from microkernel.request import NO_PARAMETERS, Answer, InferRequest, Outcome, Parameters
+from microkernel.ragged import Composition
+from microkernel.request import (
+    NO_PARAMETERS,
+    RESCHEDULE,
+    Answer,
+    Answered,
+    InferRequest,
+    InferResponse,
+    Outcome,
+    Parameters,
+    Reschedule,
+)
 from microkernel.request import Sequence as Seq
 from microkernel.stats import Execution
 from microkernel.tensor import BY_CONFIG_NAME, BY_NUMBER, DataType, Tensor, element_count
@@ -26,18 +37,20 @@ from microkernel.workers.arena import aligned
 from microkernel.workers.wire import EXECUTE, HEADER, RESULT, Kind
 
 _COUNT = struct.Struct("<I")
+_ANSWER, _ERROR, _AGAIN = range(3)
 _WRONG_LENGTH = "a descriptor is not as long as it says"
 
 
 @dataclass(frozen=True, slots=True)
 class Schema:
     """The tensors of a model, in the order of its configuration; whether it batches, and whether it
-    is decoupled."""
+    is decoupled; what is special about its batches, None for a plain model."""
 
     inputs: Sequence[tuple[str, DataType]]
     outputs: Sequence[str]
     batches: bool
     decoupled: bool = False
+    composition: Composition | None = None
 
     @classmethod
     def of(cls, config: ModelConfig) -> "Schema":
@@ -47,6 +60,7 @@ class Schema:
             tuple(o.name for o in model_outputs(config)),
             config.max_batch_size > 0,
             config.decoupled,
+            Composition.of(config),
         )
 
 
@@ -203,7 +217,8 @@ def read_execute(body: bytes, schema: Schema, block: memoryview, model: tuple[st
         requests.append(request)
     if i != len(words) or text != len(body):
         raise ValueError(_WRONG_LENGTH)
-    return Batch(requests, _stacked(requests, sizes, block, (starts, ends), schema), sizes, first)
+    stacked = _stacked(requests, sizes, block, (starts, ends), schema)
+    return Batch(requests, stacked, sizes, first, composition=schema.composition)
 
 
 def _fill_in(request: InferRequest, extras: bytes) -> None:
@@ -229,12 +244,29 @@ def _stacked(
 ) -> dict[str, Tensor]:
     """The batch per input, from where each input's region starts and ends."""
     if len(requests) == 1:
-        return {t.name: t for t in requests[0].inputs}
+        return _stacked_alone(requests, schema)
     stacked = {}
     for tensor, start, end in zip(requests[0].inputs, *regions, strict=True):
         shape = (sum(sizes), *tensor.shape[1:]) if schema.batches else tensor.shape
         stacked[tensor.name] = Tensor(tensor.name, tensor.datatype, shape, block[start:end])
+    if schema.composition is not None:
+        return schema.composition.stacked(requests, stacked)
     return stacked
+
+
+def _stacked_alone(requests: Sequence[InferRequest], schema: Schema) -> dict[str, Tensor]:
+    stacked = {tensor.name: tensor for tensor in requests[0].inputs}
+    if schema.composition is not None:
+        return schema.composition.stacked(requests, stacked)
+    return stacked
+
+
+def alone(
+    requests: Sequence[InferRequest], sizes: Sequence[int], schema: Schema, first: int
+) -> Batch:
+    """The batch of a single request, on its own data, for a backend in the same process."""
+    stacked = _stacked_alone(requests, schema)
+    return Batch(requests, stacked, sizes, first, composition=schema.composition)
 
 
 def lay_out(plan: Plan, sizes: Sequence[int], schema: Schema, block: memoryview) -> Batch:
@@ -244,7 +276,7 @@ def lay_out(plan: Plan, sizes: Sequence[int], schema: Schema, block: memoryview)
         for column, start in enumerate(plan.starts)
     ]
     stacked = _stacked(plan.requests, sizes, block, (plan.starts, ends), schema)
-    return Batch(plan.requests, stacked, sizes)
+    return Batch(plan.requests, stacked, sizes, composition=schema.composition)
 
 
 def place(outcomes: Sequence[Outcome]) -> tuple[list[int], int]:
@@ -266,10 +298,11 @@ def write(outcomes: Sequence[Outcome], offsets: Sequence[int], block: memoryview
 
 
 def _tensors(outcomes: Sequence[Outcome]) -> Sequence[Tensor]:
-    if len(outcomes) == 1 and not isinstance(outcomes[0], MicrokernelError):
+    if len(outcomes) == 1 and isinstance(outcomes[0], InferResponse):
         return outcomes[0].outputs
-    answered = [o for o in outcomes if not isinstance(o, MicrokernelError)]
-    return [tensor for outcome in answered for tensor in outcome.outputs]
+    return [
+        t for outcome in outcomes if isinstance(outcome, InferResponse) for t in outcome.outputs
+    ]
 
 
 def result_message(
@@ -282,11 +315,14 @@ def result_message(
     for outcome in outcomes:
         if isinstance(outcome, MicrokernelError):
             texts.append(json.dumps([outcome.code, str(outcome)]).encode())
-            words += (1, len(texts[-1]), 0)
+            words += (_ERROR, len(texts[-1]), 0)
+            continue
+        if isinstance(outcome, Reschedule):
+            words += (_AGAIN, 0, 0)
             continue
         parameters = outcome.parameters
         extras = json.dumps(dict(parameters)).encode() if parameters else b""
-        words += (0, len(extras), len(outcome.outputs))
+        words += (_ANSWER, len(extras), len(outcome.outputs))
         if extras:
             texts.append(extras)
         for tensor in outcome.outputs:
@@ -306,22 +342,22 @@ def read_error(text: bytes) -> MicrokernelError:
 
 def read_result(
     body: bytes, schema: Schema, block: memoryview, start: int
-) -> tuple[Execution, list[Answer | MicrokernelError]]:
+) -> tuple[Execution, list[Answered]]:
     """The moments of an execution that began at `start`, and the outcomes of its batch; output
     tensors are views on `block`."""
     words, text = unpack(body)
     input_end, output_start, end, count = words[:4]
-    answers: list[Answer | MicrokernelError] = []
+    answers: list[Answered] = []
     i = 4
     for _ in range(count):
-        failed, extras_length, outputs = words[i : i + 3]
+        kind, extras_length, outputs = words[i : i + 3]
         i += 3
         extras = b""
         if extras_length:
             extras = body[text : text + extras_length]
             text += extras_length
-        if failed:
-            answers.append(read_error(extras))
+        if kind != _ANSWER:
+            answers.append(_unanswered(kind, extras))
             continue
         tensors = []
         for _ in range(outputs):
@@ -336,6 +372,15 @@ def read_result(
     if i != len(words) or text != len(body):
         raise ValueError(_WRONG_LENGTH)
     return Execution(start, input_end, output_start, end), answers
+
+
+def _unanswered(kind: int, text: bytes) -> MicrokernelError | Reschedule:
+    """What came in place of an answer. Raises ValueError for what cannot."""
+    if kind == _ERROR:
+        return read_error(text)
+    if kind != _AGAIN or text:
+        raise ValueError(f"{kind} is no kind of outcome")
+    return RESCHEDULE
 
 
 def _cut_out(

@@ -1,9 +1,12 @@
 """A backend in a worker: from the name of its factory to loaded models and instances."""
 
 import importlib
+from dataclasses import asdict
 from typing import Any
 
-from microkernel.backend import Backend
+from microkernel.backend import Backend, Placement
+from microkernel.binding import Binding
+from microkernel.config.model import SecondaryDevice
 
 
 def make_backend(factory: str, settings: Any) -> Backend:
@@ -34,3 +37,16 @@ def settings_from_json(document: Any) -> Any:
         return None
     values = {k: tuple(v) if isinstance(v, list) else v for k, v in document["values"].items()}
     return resolve(document["type"])(**values)
+
+
+def placement_to_json(placement: Placement) -> dict[str, Any]:
+    """A placement as plain data."""
+    return asdict(placement)
+
+
+def placement_from_json(document: dict[str, Any]) -> Placement:
+    """The placement that `placement_to_json` described."""
+    bound = document["binding"]
+    binding = Binding(**bound | {"processors": tuple(bound["processors"])})
+    devices = tuple(SecondaryDevice(**device) for device in document["secondary_devices"])
+    return Placement(**document | {"binding": binding, "secondary_devices": devices})

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from microkernel.errors import Internal, MicrokernelError
-from microkernel.request import Answer, InferResponse, Outcome
+from microkernel.request import RESCHEDULE, Answer, Answered, InferResponse, Outcome, Reschedule
 from microkernel.tensor import BY_NUMBER, Tensor, element_count
 from microkernel.workers.descriptors import (
     Schema,
@@ -25,19 +25,20 @@ LARGEST_PART = 256 << 20
 """The most bytes of tensors in one response of a decoupled model: the server collects a response
 before it looks at it, and copies it on its event loop."""
 
-_EMPTY, _ANSWER, _ERROR = range(3)
+_EMPTY, _ANSWER, _ERROR, _AGAIN = range(4)
 _MALFORMED = "a part of a response is malformed"
 
 
 @dataclass(slots=True)
 class Part:
-    """A response, an error, or None where all that is said is that there will be no more.
+    """A response, an error, or None where all that is said is that there will be no more. With
+    RESCHEDULE there will be more when the request runs again; it is `final` as well.
 
     The model worked for it from `began` to `output_start`, and what it gave was copied by `end`, on
     the monotonic clock. All are 0 where the server speaks for a model that cannot.
     """
 
-    answer: Answer | MicrokernelError | None
+    answer: Answered | None
     final: bool
     began: int = 0
     output_start: int = 0
@@ -74,6 +75,8 @@ def part_message(
     kind, extras = _EMPTY, b""
     if isinstance(outcome, MicrokernelError):
         kind, extras = _ERROR, json.dumps([outcome.code, str(outcome)]).encode()
+    elif isinstance(outcome, Reschedule):
+        kind = _AGAIN
     elif outcome is not None:
         kind, tensors = _ANSWER, outcome.outputs
         if outcome.parameters:
@@ -98,12 +101,15 @@ def read_part(body: bytes, schema: Schema) -> tuple[int, Part]:
         raise ValueError(_MALFORMED)
     extras = bytes(data[:extras_length])
     outputs = _outputs(words[8:], count, schema, data[extras_length:])
-    answer: Answer | MicrokernelError | None = None
+    answer: Answered | None = None
     if kind == _ANSWER:
         answer = Answer(outputs, read_parameters(extras))
     elif kind == _ERROR:
         answer = read_error(extras)
-    if not _EMPTY <= kind <= _ERROR or (answer is None and not final):
+    elif kind == _AGAIN:
+        answer = RESCHEDULE
+    said = isinstance(answer, (Answer, MicrokernelError))
+    if not _EMPTY <= kind <= _AGAIN or not (said or final) or (outputs and kind != _ANSWER):
         raise ValueError(_MALFORMED)
     return number, Part(answer, bool(final), began, output_start, end)
 

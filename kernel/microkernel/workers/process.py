@@ -7,7 +7,6 @@ import os
 import signal
 import socket
 from collections.abc import Sequence
-from dataclasses import asdict
 from functools import partial
 from typing import Any
 
@@ -22,7 +21,7 @@ from microkernel.workers import wire
 from microkernel.workers.channel import LoopChannel
 from microkernel.workers.contract import Hosted, Lost
 from microkernel.workers.descriptors import Schema
-from microkernel.workers.hosting import settings_to_json
+from microkernel.workers.hosting import placement_to_json, settings_to_json
 from microkernel.workers.instance import Link, ProcessInstance
 from microkernel.workers.spawning import ForkServers, Spawned
 from microkernel.workers.wire import Kind
@@ -90,7 +89,7 @@ class ProcessWorker:
             theirs.append(other)
             link = Link(ours, self._socket_closed, self.kill, partial(self._signal_for, place))
             self._instances.append(ProcessInstance(placement.name, schema, link))
-        order = self._order(config) | {"placements": [asdict(p) for p in placements]}
+        order = self._order(config) | {"placements": [placement_to_json(p) for p in placements]}
         try:
             await self._call(Kind.START, order, [s.fileno() for s in theirs])
         finally:

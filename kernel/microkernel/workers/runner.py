@@ -10,7 +10,7 @@ from dataclasses import replace
 from microkernel.backend import Instance, Model
 from microkernel.batch import Batch
 from microkernel.errors import Internal, MicrokernelError
-from microkernel.request import Outcome
+from microkernel.request import Outcome, Reschedule
 from microkernel.tensor import Tensor, element_count
 from microkernel.workers.descriptors import Schema
 
@@ -54,7 +54,7 @@ def as_error(error: BaseException) -> MicrokernelError:
 def checked(outcome: Outcome, wanted: Sequence[str]) -> Outcome:
     """The outcome with those outputs that are wanted, or an error where it cannot be one. A request
     that asks for no output in particular wants those of the configuration."""
-    if isinstance(outcome, MicrokernelError):
+    if isinstance(outcome, (MicrokernelError, Reschedule)):
         return outcome
     kept = tuple(tensor for tensor in outcome.outputs if tensor.name in wanted)
     for tensor in kept:

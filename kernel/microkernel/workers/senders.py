@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from microkernel.backend import Instance
 from microkernel.batch import Batch
 from microkernel.errors import InvalidArgument, MicrokernelError
-from microkernel.request import InferRequest, Outcome
+from microkernel.request import InferRequest, Outcome, Reschedule
 from microkernel.workers.descriptors import Schema
 from microkernel.workers.flags import Slot
 from microkernel.workers.parts import Moments, too_large
@@ -40,6 +40,8 @@ class WorkerSender(ABC):
         """See `Sender.send`."""
         if response is None and not final:
             raise InvalidArgument("a response must be given unless it is the final one")
+        if isinstance(response, Reschedule) and not final:
+            raise InvalidArgument("a request is rescheduled with what is final")
         given = time.monotonic_ns()
         if not final:  # which would hold up its thread, and a client can be sent no more than one
             self._slot.flags.wait_for_client(self._slot.number)

@@ -19,9 +19,10 @@ import structlog
 
 from microkernel.backend import Instance, Model, Placement
 from microkernel.batch import Batch
+from microkernel.binding import bind_thread
 from microkernel.errors import MicrokernelError, Unavailable
 from microkernel.origin import works_for
-from microkernel.request import Answer, InferRequest, Outcome
+from microkernel.request import Answer, Answered, InferRequest, Outcome, Reschedule
 from microkernel.responses import HIGH_BYTES, HIGH_COUNT
 from microkernel.stats import Execution
 from microkernel.workers import descriptors
@@ -199,6 +200,7 @@ class ThreadInstance:
     def _serve(self, model: Model, made: "asyncio.Future[None]") -> None:
         self._enter()
         try:
+            bind_thread(self._placement.binding)
             instance = model.instance(self._placement)
         except (Exception, SystemExit) as error:  # noqa: BLE001 - goes to who starts the model
             self._loop.call_soon_threadsafe(_settle, made, as_error(error))
@@ -241,7 +243,9 @@ class ThreadInstance:
         requests, sizes, first, gone = order.requests, order.sizes, order.first, self._flags.gone
         works_for(requests)
         if len(requests) == 1:
-            return Batch(requests, {t.name: t for t in requests[0].inputs}, sizes, first, gone)
+            batch = descriptors.alone(requests, sizes, self._schema, first)
+            batch.gone = gone
+            return batch
         plan = descriptors.plan(requests, self._schema)
         block = memoryview(bytearray(plan.total))
         descriptors.gather(plan, block)
@@ -300,20 +304,20 @@ def _failed(order: _Order, error: MicrokernelError) -> Result:
     return Result(Execution(order.start, now, now, now), [error] * len(order.requests))
 
 
-def _size(answer: Answer | MicrokernelError | None) -> int:
+def _size(answer: Answered | None) -> int:
     return sum(t.nbytes for t in answer.outputs) if isinstance(answer, Answer) else 0
 
 
-def _copied(outcome: Outcome) -> Answer | MicrokernelError:
+def _copied(outcome: Outcome) -> Answered:
     """As `_kept`, for an outcome that its backend may go on using."""
-    if isinstance(outcome, MicrokernelError):
+    if isinstance(outcome, (MicrokernelError, Reschedule)):
         return outcome
     outputs = tuple(replace(tensor, data=bytes(tensor.data)) for tensor in outcome.outputs)
     return Answer(outputs, dict(outcome.parameters))
 
 
-def _kept(outcome: Outcome) -> Answer | MicrokernelError:
-    if isinstance(outcome, MicrokernelError):
+def _kept(outcome: Outcome) -> Answered:
+    if isinstance(outcome, (MicrokernelError, Reschedule)):
         return outcome
     for tensor in outcome.outputs:
         tensor.data = bytes(tensor.data)

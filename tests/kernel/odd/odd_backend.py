@@ -21,6 +21,7 @@ import numpy as np
 from odd_streams import STREAMS  # type: ignore[import-not-found]  # beside this file
 
 from microkernel import (
+    RESCHEDULE,
     Backend,
     Batch,
     Instance,
@@ -146,6 +147,12 @@ def _second_fails(batch: Batch) -> Sequence[Outcome]:
     return outcomes
 
 
+def _second_comes_again(batch: Batch) -> Sequence[Outcome]:
+    outcomes = list(_doubled(batch))
+    outcomes[1] = RESCHEDULE
+    return outcomes
+
+
 def _outputs(batch: Batch) -> list[Tensor]:
     doubled = batch.stacked["X"].as_numpy() * 2
     return [Tensor.from_numpy("Y", doubled), Tensor.from_numpy("NOT_CONFIGURED", doubled)]
@@ -158,7 +165,7 @@ def _doubled(batch: Batch) -> Sequence[Outcome]:
 _ACTS: tuple[Callable[[Batch], Sequence[Outcome]], ...] = (
     *(_doubled, _ours, _strange, _system_exit, _none, _too_few, _no_outcome, _wrong_size),
     *(_strange_parameter, _no_buffer, _exit, _segfault, _kill, _hang, _log, _large, _pid),
-    *(_interrupt, _second_fails, _log_badly, _until_cancelled),
+    *(_interrupt, _second_fails, _log_badly, _until_cancelled, _second_comes_again),
 )
 DEEDS = {act.__name__.removeprefix("_"): -number for number, act in enumerate(_ACTS)}
 """What the first number of a request asks for; anything else is doubled."""

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from microkernel import (
+    RESCHEDULE,
     Batch,
     Cancelled,
     InferRequest,
@@ -156,9 +157,21 @@ def _flood(batch: Batch, senders: Sequence[Sender], trace: Callable[[str], None]
     senders[0].send(None, final=True)
 
 
+def _come_again(batch: Batch, senders: Sequence[Sender], trace: Callable[[str], None]) -> None:
+    """A response, and each request is to come again. Leaves a trace of what it is told when it says
+    so without an end, or goes on after it."""
+    for sender in senders:
+        sender.send(_response(7), final=False)
+        for response, final in ((RESCHEDULE, False), (RESCHEDULE, True), (None, True)):
+            try:
+                sender.send(response, final=final)
+            except InvalidArgument as error:
+                trace(str(error))
+
+
 _DEEDS: tuple[Deed, ...] = (
     *(_count, _flagged, _later, _go, _backwards, _error_and_more, _raise_midway, _kill_midway),
-    *(_never, _after_final, _nothing, _until_gone, _wait_until_gone, _flood),
+    *(_never, _after_final, _nothing, _until_gone, _wait_until_gone, _flood, _come_again),
 )
 STREAM_DEEDS = {deed.__name__.removeprefix("_"): -100 - i for i, deed in enumerate(_DEEDS)}
 """What the first number of a batch asks for."""

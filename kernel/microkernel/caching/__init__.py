@@ -1,0 +1,1 @@
+"""The response cache: what requests and responses are to it."""
