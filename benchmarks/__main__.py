@@ -10,14 +10,20 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
+from benchmarks.adaptive import adaptive
+from benchmarks.cache import cache
 from benchmarks.calm import Others, probe
 from benchmarks.children import ROOT
+from benchmarks.deciding import decisions
+from benchmarks.fairness import fairness
 from benchmarks.inside import kernel, worker
 from benchmarks.large import large
 from benchmarks.lifecycle import memory, start
 from benchmarks.measuring import QUICK, THOROUGH, Plan
+from benchmarks.padding import padding
 from benchmarks.report import Report
 from benchmarks.small import small
+from benchmarks.streams import streams
 
 TOLERATED = 0.1
 """The part of the processors that other programs may take without spoiling the figures."""
@@ -25,7 +31,21 @@ TOLERATED = 0.1
 Section: TypeAlias = Callable[[Path, Path, Plan], Report]
 
 SECTIONS: Mapping[str, Section] = {
-    section.__name__: section for section in (start, memory, kernel, worker, small, large)
+    section.__name__: section
+    for section in (
+        start,
+        memory,
+        kernel,
+        worker,
+        decisions,
+        small,
+        large,
+        padding,
+        cache,
+        fairness,
+        streams,
+        adaptive,
+    )
 }
 
 
@@ -36,8 +56,15 @@ def main() -> None:
     parser.add_argument(
         "--only", action="append", choices=list(SECTIONS), help="one part; may be repeated"
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the report there, too")
+    parser.add_argument(
+        "--json",
+        type=Path,
+        metavar="FILE",
+        help="write the report there, too, and plots beside it",
+    )
     options = parser.parse_args()
+    if options.json is not None and not options.json.parent.is_dir():
+        parser.error(f"there is no folder '{options.json.parent}' for the report")
     # Ended by a signal, the server and the other processes are stopped all the same.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     report = run(options.only or list(SECTIONS), QUICK if options.quick else THOROUGH)

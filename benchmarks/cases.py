@@ -77,6 +77,7 @@ class Case:
 
 EMPTY = Network("empty", [Feed("x", "FP32", (1, 16))], "y__0", (16,))
 MLP = Network("mlp", [Feed("x", "FP32", (1, 16))], "y__0", (16,))
+WIDE = Network("wide", [Feed("x", "FP32", (1, 16))], "y__0", (16,))
 CNN = Network("cnn", [Feed("x", "FP32", (1, 3, 224, 224))], "y__0", (1000,))
 MINILM = Network(
     "minilm",
@@ -86,6 +87,17 @@ MINILM = Network(
     ],
     "embedding",
     (384,),
+)
+
+SPEECH = Network(
+    "speech_stream",
+    [
+        Feed("audio__0", "FP32", (1, 512)),
+        Feed("context__1", "FP32", (1, 64)),
+        Feed("state__2", "FP32", (1, 2, 128)),
+    ],
+    "probability__0",
+    (1,),
 )
 
 SMALL = (

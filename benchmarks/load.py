@@ -2,10 +2,12 @@
 keeps a number of requests in flight and never reuses an answer."""
 
 import asyncio
+import itertools
 import statistics
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -97,12 +99,14 @@ class HttpConnection(asyncio.Protocol):
         """Send the first request."""
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
-        self._send(transport)
+        self.send(time.perf_counter())
 
-    def _send(self, transport: asyncio.Transport) -> None:
+    def send(self, began: float) -> None:
+        """Send the next request, whose latency counts from then on."""
+        assert self._transport is not None
         self._head, self._missing = b"", -1
-        self._began = time.perf_counter()
-        transport.write(self._request)
+        self._began = began
+        self._transport.write(self._request)
 
     def data_received(self, data: bytes) -> None:
         """Count the bytes of the answer."""
@@ -126,7 +130,7 @@ class HttpConnection(asyncio.Protocol):
     def _answered(self) -> None:
         assert self._transport is not None
         if self._tally.record(self._began):
-            self._send(self._transport)
+            self.send(time.perf_counter())
         elif not self.done.done():
             self.done.set_result(None)
             self._transport.close()
@@ -155,20 +159,20 @@ def body_size(head: bytes) -> int:
     raise ValueError("the answer has no Content-Length")
 
 
-async def _http(port: int, request: bytes, concurrency: int, tally: Tally) -> None:
+async def _http(port: int, requests: Sequence[bytes], concurrency: int, tally: Tally) -> None:
     loop = asyncio.get_running_loop()
     pairs = [
-        await loop.create_connection(lambda: HttpConnection(request, tally), "127.0.0.1", port)
-        for _ in range(concurrency)
+        await loop.create_connection(partial(HttpConnection, request, tally), "127.0.0.1", port)
+        for request in itertools.islice(itertools.cycle(requests), concurrency)
     ]
     await asyncio.gather(*(connection.done for _, connection in pairs))
 
 
-async def _grpc(port: int, request: bytes, concurrency: int, tally: Tally) -> None:
+async def _grpc(port: int, requests: Sequence[bytes], concurrency: int, tally: Tally) -> None:
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}", options=_UNLIMITED) as channel:
         call: Callable[[bytes], Awaitable[bytes]] = channel.unary_unary(INFER, None, None)
 
-        async def caller() -> None:
+        async def caller(request: bytes) -> None:
             going = True
             while going:
                 began = time.perf_counter()
@@ -176,16 +180,23 @@ async def _grpc(port: int, request: bytes, concurrency: int, tally: Tally) -> No
                 going = tally.record(began)
                 tally.answer_bytes = len(answer)
 
-        await asyncio.gather(*(caller() for _ in range(concurrency)))
+        callers = itertools.islice(map(caller, itertools.cycle(requests)), concurrency)
+        await asyncio.gather(*callers)
 
 
 async def _measure(
-    protocol: str, port: int, request: bytes, concurrency: int, warm_up: float, seconds: float
+    protocol: str,
+    port: int,
+    requests: Sequence[bytes],
+    concurrency: int,
+    warm_up: float,
+    seconds: float,
 ) -> Load:
+    """Connections share the requests out among them; each sends its own again and again."""
     tally = Tally(warm_up, seconds)
     drive = _http if protocol == "http" else _grpc
     async with asyncio.timeout(warm_up + seconds + GRACE):
-        await drive(port, request, concurrency, tally)
+        await drive(port, requests, concurrency, tally)
     return tally.result()
 
 
@@ -193,9 +204,9 @@ def main() -> None:
     """Answer the runner's calls on one event loop."""
     with asyncio.Runner() as runner:
 
-        def measure(file: str, **arguments: Any) -> dict[str, float]:
-            request = Path(file).read_bytes()
-            return asdict(runner.run(_measure(request=request, **arguments)))
+        def measure(files: Sequence[str], **arguments: Any) -> dict[str, float]:
+            requests = [Path(file).read_bytes() for file in files]
+            return asdict(runner.run(_measure(requests=requests, **arguments)))
 
         answer_calls({"measure": measure})
 

@@ -56,7 +56,7 @@ def measure(
         "measure",
         protocol=protocol,
         port=target.ports[protocol],
-        file=str(target.request.with_suffix(f".{protocol}")),
+        files=[str(target.request.with_suffix(f".{protocol}"))],
         concurrency=concurrency,
         warm_up=pace.warm_up,
         seconds=pace.seconds,

