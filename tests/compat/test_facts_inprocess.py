@@ -333,7 +333,7 @@ async def test_the_same_from_an_event_loop(server: Server) -> None:
     queue: asyncio.Queue[InferenceResponse] = asyncio.Queue()
     responses = server.model("echo").async_infer(inputs={"X": ONE}, response_queue=queue)
     assert [response.final async for response in responses] == [True]
-    assert queue.get_nowait().final
+    assert (await asyncio.wait_for(queue.get(), PATIENCE)).final
     responses.cancel()
 
 

@@ -239,7 +239,7 @@ async def test_a_collector_that_is_gone_costs_spans_and_few_lines(
         await tracer.close(0.1)
         for thread in threading.enumerate():
             if thread.name == "traces":
-                thread.join(30)
+                thread.join(100)
                 assert not thread.is_alive()
     events = [line["event"] for line in lines]
     assert (
