@@ -52,7 +52,7 @@ SECTIONS: Mapping[str, Section] = {
 def main() -> None:
     """Run from the command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="rough figures in about a minute")
+    parser.add_argument("--quick", action="store_true", help="rough figures in some minutes")
     parser.add_argument(
         "--only", action="append", choices=list(SECTIONS), help="one part; may be repeated"
     )

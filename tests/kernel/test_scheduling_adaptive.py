@@ -105,7 +105,7 @@ def adaptive() -> Adaptive:
 
 
 @pytest.mark.parametrize("model", MODELS)
-@pytest.mark.parametrize("clients", [4, 8, 16])
+@pytest.mark.parametrize("clients", [1, 4, 8, 16])
 def test_clients_that_wait_get_the_throughput_of_the_best_fixed_delay(
     model: str, clients: int
 ) -> None:
@@ -151,13 +151,27 @@ def test_a_burst_is_waited_for_and_what_comes_after_it_is_not() -> None:
     assert gaps.worth_until(0.01, now + 0.01) == pytest.approx(now + 0.01)
 
 
+def test_one_client_that_waits_for_its_answers_is_not_held_back() -> None:
+    gaps = Gaps()
+    now = 0.0
+    for _ in range(30):
+        gaps.arrived(now)
+        now += 0.01
+        gaps.answered(now)
+        now += 0.0005
+    assert gaps.worth_until(0.01, now) > now  # after answers its request always comes
+    gaps.arrived(now)
+    assert gaps.worth_until(0.01, now) == now
+
+
 def learnt(delay: float) -> tuple[Adaptive, float]:
     """A policy that saw requests come every 10 ms, and batches that took 1 s whatever their size;
     and the time then, at which another comes."""
     policy, now = Adaptive(fixed(delay)), 0.0
     for number in range(200):
-        policy.arrived(now)
         policy.executed(1 + number % LARGEST, 1.0, now)
+    for _ in range(200):
+        policy.arrived(now)
         now += 0.01
     policy.arrived(now)
     return policy, now

@@ -7,8 +7,9 @@ more than what the requests that are there are likely to lose, and no longer.
 
 The chance is read from the latest gaps: how likely one that has lasted so long is to end soon. A
 gap begins with an arrival, or with answers that go out, for clients that wait for them send their
-next requests then. Lone requests are hardly ever held back, bursts are waited for to their end, and
-under steady load batches become as large as the load warrants.
+next requests then. The two kinds are told apart: where one client is alone, a request always comes
+soon after answers and never after a request. Lone requests are hardly ever held back, bursts are
+waited for to their end, and under steady load batches become as large as the load warrants.
 """
 
 from collections.abc import Iterable
@@ -28,46 +29,31 @@ _FORGET = 0.99
 """What a gap weighs after the next one: some hundred of them are remembered."""
 
 
-_CAUTION = 2.0
-"""A wait must promise twice what it costs: a few gaps seen say little of those to come."""
+_CAUTION = 1.5
+"""A wait must promise so many times what it costs: a few gaps seen say little of those to come."""
 
 
-class Gaps:
-    """The latest gaps before arrivals, and how likely a gap is to end as it grows longer."""
+class _Kind:
+    """The latest gaps that began alike."""
 
-    __slots__ = ("_ended", "_lasted", "_since")
+    __slots__ = ("_ended", "_lasted")
 
     def __init__(self) -> None:
         size = _LONGEST - _SHORTEST + 1
         self._ended = [0.0] * size
         self._lasted = [0.0] * size  # those that ended, and those that answers cut short
-        self._since = -inf
 
-    def arrived(self, now: float) -> None:
-        """A request has come."""
+    def add(self, gap: float, *, ended: bool) -> None:
+        """One has lasted so long, and an arrival ended it or answers cut it short."""
         self._ended = [count * _FORGET for count in self._ended]
-        if self._since > -inf:
-            self._ended[_index(now - self._since)] += 1
-        self._next(now)
-
-    def answered(self, now: float) -> None:
-        """Answers go out."""
-        self._next(now)
-
-    def _next(self, now: float) -> None:
         self._lasted = [count * _FORGET for count in self._lasted]
-        if self._since > -inf:
-            self._lasted[_index(now - self._since)] += 1
-        self._since = now
+        index = _index(gap)
+        self._lasted[index] += 1
+        self._ended[index] += ended
 
-    def worth_until(self, gain: float, now: float) -> float:
-        """Until when to wait for the next request, if it is worth as much as a wait of `gain`
-        seconds; `now` where it will hardly come soon enough.
-
-        Of all moments it is the one up to which the chance of an arrival, times the gain, exceeds
-        the time that is likely to be waited by most.
-        """
-        elapsed = now - self._since
+    def worth(self, gain: float, elapsed: float) -> float:
+        """How long a gap that has lasted for `elapsed` should be let grow; see
+        `Gaps.worth_until`."""
         first = _index(elapsed)
         left = lasted = sum(self._lasted[first:])
         until, best, chance, waited = elapsed, 0.0, 0.0, 0.0
@@ -82,7 +68,39 @@ class Gaps:
             worth = chance * gain - _CAUTION * waited
             if worth > best:
                 until, best = end, worth
-        return self._since + until
+        return until
+
+
+class Gaps:
+    """The latest gaps before arrivals, and how likely a gap is to end as it grows longer."""
+
+    __slots__ = ("_after_answers", "_after_arrival", "_now", "_since")
+
+    def __init__(self) -> None:
+        self._after_arrival = self._now = _Kind()
+        self._after_answers = _Kind()
+        self._since = -inf
+
+    def arrived(self, now: float) -> None:
+        """A request has come."""
+        if self._since > -inf:
+            self._now.add(now - self._since, ended=True)
+        self._now, self._since = self._after_arrival, now
+
+    def answered(self, now: float) -> None:
+        """Answers go out."""
+        if self._since > -inf:
+            self._now.add(now - self._since, ended=False)
+        self._now, self._since = self._after_answers, now
+
+    def worth_until(self, gain: float, now: float) -> float:
+        """Until when to wait for the next request, if it is worth as much as a wait of `gain`
+        seconds; `now` where it will hardly come soon enough.
+
+        Of all moments it is the one up to which the chance of an arrival, times the gain, exceeds
+        the time that is likely to be waited by most.
+        """
+        return self._since + self._now.worth(gain, now - self._since)
 
 
 def _index(gap: float) -> int:
