@@ -2,15 +2,18 @@
 in."""
 
 import difflib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from microkernel.config.codec import config_to_text
+from microkernel.config.ensemble_rules import ENSEMBLE
 from microkernel.config.model import ModelConfig
-from microkernel.errors import MicrokernelError
+from microkernel.ensembles.dependencies import not_available, not_loaded, refuse_circle, steps_of
+from microkernel.ensembles.fitting import fitted
+from microkernel.errors import InvalidArgument, MicrokernelError
 from microkernel.models.loader import Loader
-from microkernel.repository.store import DUPLICATE, find_models
+from microkernel.repository.store import DUPLICATE, Found, find_models
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,25 +29,85 @@ class Verdict:
 async def check(repository: Path, loader: Loader) -> AsyncIterator[Verdict]:
     """A verdict for every model in name order. Raises InvalidArgument where there is no repository.
 
-    Backends complete configurations in workers, as at a load; no model is loaded.
+    Backends complete configurations in workers, as at a load; no model is loaded. Ensembles are
+    held against the completed configurations of their models.
     """
     found = find_models([repository])
+    checker = _Checker(found, loader)
     for name in sorted({*found.models, *found.duplicates}):
-        if name in found.duplicates:
-            yield Verdict(name, DUPLICATE, ())
-            continue
+        yield await checker.verdict(name)
+
+
+@dataclass(frozen=True, slots=True)
+class _Completed:
+    """A model whose configuration is right, and the versions that would serve."""
+
+    config: ModelConfig
+    versions: Sequence[int]
+
+
+class _Checker:
+    """Completes the configurations of some models, each once."""
+
+    def __init__(self, found: Found, loader: Loader) -> None:
+        self._found = found
+        self._loader = loader
+        self._needs = {name: self._steps(where) for name, where in found.models.items()}
+        self._known: dict[str, _Completed | MicrokernelError] = {}
+
+    def _steps(self, directory: Path) -> tuple[str, ...]:
         try:
-            yield Verdict(name, "", await _added(found.models[name], loader))
-        except MicrokernelError as error:
-            yield Verdict(name, error.quoted(), ())
+            return steps_of(self._loader.written(directory))
+        except MicrokernelError:
+            return ()  # completing it tells why
 
+    async def verdict(self, name: str) -> Verdict:
+        if name in self._found.duplicates:
+            return Verdict(name, DUPLICATE, ())
+        completed = await self._completed(name)
+        if isinstance(completed, MicrokernelError):
+            return Verdict(name, completed.quoted(), ())
+        written = self._loader.written(self._found.models[name])
+        return Verdict(name, "", _difference(written, completed.config))
 
-async def _added(directory: Path, loader: Loader) -> tuple[str, ...]:
-    config = loader.read(directory)
-    completed = config
-    for version in loader.chosen(config, directory):
-        completed = await loader.completed(config, directory, version)
-    return _difference(loader.written(directory), completed)
+    async def _completed(self, name: str) -> _Completed | MicrokernelError:
+        """A model as it would serve, or why it would not."""
+        if name not in self._known:
+            try:
+                self._known[name] = await self._complete(name, self._found.models[name])
+            except MicrokernelError as error:
+                self._known[name] = error
+        return self._known[name]
+
+    async def _complete(self, name: str, directory: Path) -> _Completed:
+        loader = self._loader
+        config = loader.read(directory)
+        versions = loader.chosen(config, directory)
+        completed = config
+        for version in versions:
+            completed = await loader.completed(config, directory, version)
+        if config.platform == ENSEMBLE:
+            refuse_circle(name, self._needs)
+            completed, _ = fitted(completed, await self._models(completed))
+        return _Completed(completed, versions)
+
+    async def _models(self, ensemble: ModelConfig) -> list[ModelConfig]:
+        """The configurations of the models of an ensemble's steps."""
+        name, needed = ensemble.name, steps_of(ensemble)
+        if absent := [other for other in needed if other not in self._found.models]:
+            raise not_available(name, absent)
+        scheduling = ensemble.ensemble_scheduling
+        found = []
+        for step in scheduling.step if scheduling is not None else ():
+            model = await self._completed(step.model_name)
+            if isinstance(model, MicrokernelError):
+                raise InvalidArgument(
+                    f"ensemble '{name}' depends on '{step.model_name}' which is not valid"
+                )
+            if step.model_version >= 0 and step.model_version not in model.versions:
+                raise not_loaded(name, step)
+            found.append(model.config)
+        return found
 
 
 def _difference(before: ModelConfig, after: ModelConfig) -> tuple[str, ...]:

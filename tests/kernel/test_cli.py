@@ -288,6 +288,63 @@ def test_a_good_repository(call: Call, capsys: pytest.CaptureFixture[str], tmp_p
     assert '    + name: "fine"' in lines
 
 
+STEPS = """
+    platform: "ensemble"
+    max_batch_size: {size}
+    input {{ name: "a" data_type: TYPE_INT32 dims: -1 }}
+    output {{ name: "y" data_type: {kind} dims: -1 }}
+    ensemble_scheduling {{ step {{ model_name: "{model}" model_version: {version}
+      input_map {{ key: "{x}" value: "a" }} output_map {{ key: "{y}" value: "y" }} }} }}
+"""
+
+
+def steps(model: str, version: int = -1, size: int = 4, kind: str = "TYPE_INT32") -> str:
+    """An ensemble of one step, which runs a model or, where its name begins so, an ensemble."""
+    x, y = ("a", "y") if model.startswith("e_") else ("X", "Y")
+    return STEPS.format(model=model, version=version, size=size, kind=kind, x=x, y=y)
+
+
+def test_ensembles_are_held_against_their_models(
+    call: Call, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    models = tmp_path / "models"
+    decoupled = "model_transaction_policy { decoupled: true }\n"
+    model(models, "m", GOOD)
+    model(models, "many", GOOD + decoupled)
+    model(models, "wrong", GOOD.replace('"odd"', '"no_such"'))
+    model(models, "a_good", steps("m"))
+    model(models, "e_absent", steps("none"))
+    model(models, "e_circle", steps("e_circle"))
+    model(models, "e_decoupled", steps("many"))
+    model(models, "e_large", steps("m", size=5))
+    model(models, "e_outer", steps("e_large"))
+    model(models, "e_type", steps("m", kind="TYPE_FP32"))
+    model(models, "e_version", steps("m", version=2))
+    model(models, "e_wrong", steps("wrong"))
+    assert call("check", str(models)) == 1
+    lines = capsys.readouterr().out.splitlines()
+    found = dict(line.split(": ", 1) for line in lines if not line.startswith(" "))
+    assert {name: found.pop(name) for name in ("a_good", "e_decoupled", "m", "many")} == (
+        dict.fromkeys(("a_good", "e_decoupled", "m", "many"), "ok")
+    )
+    assert "no_such" in found.pop("wrong")
+    start = "Invalid argument: "
+    assert {name: problem.removeprefix(start) for name, problem in found.items()} == {
+        "e_absent": "ensemble e_absent contains models that are not available or ambiguous: none",
+        "e_circle": "circular dependency between ensembles: e_circle -> ... -> e_circle -> "
+        "e_circle",
+        "e_large": "ensemble e_large allows maximum batch size 5, but it contains model m which "
+        "only allows maximum batch size to be 4",
+        "e_outer": "ensemble 'e_outer' depends on 'e_large' which is not valid",
+        "e_type": "ensemble tensor y: inconsistent data type: TYPE_FP32 is inferred from model "
+        "e_type while TYPE_INT32 is inferred from model m",
+        "e_version": "ensemble 'e_version' depends on 'm' whose required version 2 is not loaded.",
+        "e_wrong": "ensemble 'e_wrong' depends on 'wrong' which is not valid",
+    }
+    shown = lines[lines.index("e_decoupled: ok") :]
+    assert "    +   decoupled: true" in shown[: shown.index("m: ok")]
+
+
 def test_a_bad_repository(call: Call, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     models = tmp_path / "models"
     model(models, "fine", GOOD)

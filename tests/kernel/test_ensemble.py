@@ -421,7 +421,7 @@ async def test_ensembles_that_are_nested_deeply_are_looked_at_once(site: Site) -
             ensemble(f"m{depth}", "a", "y z", step(inner, "a=a", "y=y"), step(inner, "a=a", "y=z"))
         )
     made = site.models["m100"]
-    assert made.ready
+    before = made.ready
     assert len(looks) == 200
     company = Company()
     company.hold(made)
@@ -430,7 +430,7 @@ async def test_ensembles_that_are_nested_deeply_are_looked_at_once(site: Site) -
     company.release()
     assert below.held == 0
     below.ready = False
-    assert not made.ready
+    assert (before, made.ready) == (True, False)
     with pytest.raises(Unavailable, match=r"^in ensemble 'm100', Request for unknown model: 'm0'"):
         await made.infer(InferRequest("m100", (row("a", 1),)))
     assert site.idle()

@@ -1,9 +1,13 @@
-"""Which models need which others: ensembles need the models of their steps. Pure."""
+"""Which models need which others: ensembles need the models of their steps. Pure.
+
+Messages are Triton's.
+"""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TypeAlias
 
-from microkernel.config.model import ModelConfig
+from microkernel.config.model import EnsembleStep, ModelConfig
+from microkernel.errors import InvalidArgument
 
 Needs: TypeAlias = Mapping[str, Sequence[str]]
 """The names of the models that each one is composed of; nothing for one that is no ensemble."""
@@ -63,6 +67,29 @@ def users_of(name: str, needs: Needs) -> list[str]:
         above |= found
     rest = {user: [o for o in needs[user] if o in above] for user in above - {name}}
     return [user for level in levels(rest) for user in level]
+
+
+def refuse_circle(name: str, needs: Needs) -> None:
+    """Raise InvalidArgument for an ensemble that needs itself, directly or not."""
+    if last := circle(name, needs):
+        raise InvalidArgument(
+            f"circular dependency between ensembles: {name} -> ... -> {last} -> {name}"
+        )
+
+
+def not_available(name: str, others: Iterable[str]) -> InvalidArgument:
+    """The error of an ensemble some of whose models are in no repository."""
+    return InvalidArgument(
+        f"ensemble {name} contains models that are not available or ambiguous: {', '.join(others)}"
+    )
+
+
+def not_loaded(name: str, step: EnsembleStep) -> InvalidArgument:
+    """The error of an ensemble which names a version that is not there."""
+    return InvalidArgument(
+        f"ensemble '{name}' depends on '{step.model_name}' whose required version "
+        f"{step.model_version} is not loaded."
+    )
 
 
 def circle(name: str, needs: Needs) -> str:

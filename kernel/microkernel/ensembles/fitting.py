@@ -4,9 +4,16 @@ Messages are Triton's.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from microkernel.config.model import EnsembleStep, ModelConfig, ModelInput, ModelOutput
+from microkernel.config.model import (
+    EnsembleStep,
+    ModelConfig,
+    ModelInput,
+    ModelOutput,
+    TransactionPolicy,
+)
+from microkernel.config.validate import validate
 from microkernel.ensembles.graph import Feed, Graph, Step, fits, in_order, route
 from microkernel.errors import InvalidArgument
 from microkernel.tensor import Shape
@@ -24,6 +31,18 @@ class _Form:
     @property
     def full(self) -> Shape:
         return (-1, *self.dims) if self.batches else self.dims
+
+
+def fitted(config: ModelConfig, models: Sequence[ModelConfig]) -> tuple[ModelConfig, Graph]:
+    """An ensemble as it serves with `models`, decoupled where one of its steps is, and its graph.
+
+    Raises InvalidArgument as `fit` does, and for what a decoupled model cannot have.
+    """
+    graph = fit(config, models)
+    policy = TransactionPolicy(decoupled=graph.decoupled)
+    config = replace(config, model_transaction_policy=policy)
+    validate(config, tensors_required=True)
+    return config, graph
 
 
 def fit(config: ModelConfig, models: Sequence[ModelConfig]) -> Graph:

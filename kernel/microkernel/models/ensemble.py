@@ -229,10 +229,12 @@ class EnsembleVersion:
             if not (accepted.answers or self.config.decoupled):
                 raise no_answer(accepted.request)
         except MicrokernelError as error:
-            self._accounts.failed(accepted)
-            raise self._named(error) from None
+            if not accepted.counted:  # else it was abandoned right after its last answer
+                self._accounts.failed(accepted)
+                raise self._named(error) from None
         except asyncio.CancelledError:
-            self._accounts.failed(accepted)
+            if not accepted.counted:
+                self._accounts.failed(accepted)
             raise
         finally:
             self._runs.discard(run)

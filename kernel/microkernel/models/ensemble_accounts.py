@@ -15,8 +15,8 @@ from microkernel.tracing import marks
 @dataclass(slots=True)
 class Accepted:
     """A request on its way. `models` are those of the steps, and `company` is what they are held in
-    until it is answered, None where others hold them; `began` is when the first step could start, `answers` is how many were given, and
-    `counted` is whether it has succeeded."""
+    until it is answered, None where others hold them; `began` is when the first step could start,
+    `answers` is how many were given, and `counted` is whether it has succeeded."""
 
     request: InferRequest
     size: int

@@ -58,4 +58,4 @@ class Gate:
         """Make room for the next one."""
         self._inside -= 1
         while self._waiting and self._inside < self._limit:
-            self._admit(self._waiting[0])
+            self._admit(self._waiting.popleft())  # which may have been cancelled a moment ago

@@ -2,7 +2,7 @@
 
 import secrets
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from weakref import WeakKeyDictionary
 
 import structlog
@@ -11,11 +11,17 @@ from microkernel.cache import Cache
 from microkernel.caching.keys import KEY_BYTES, model_digest
 from microkernel.caching.lookups import ModelCache
 from microkernel.classification import Labels
-from microkernel.config.model import EnsembleStep, ModelConfig, TransactionPolicy
-from microkernel.config.validate import validate
+from microkernel.config.model import EnsembleStep, ModelConfig
 from microkernel.distributions import Distributions
-from microkernel.ensembles.dependencies import Needs, circle, steps_of, users_of
-from microkernel.ensembles.fitting import fit
+from microkernel.ensembles.dependencies import (
+    Needs,
+    not_available,
+    not_loaded,
+    refuse_circle,
+    steps_of,
+    users_of,
+)
+from microkernel.ensembles.fitting import fitted
 from microkernel.errors import InvalidArgument
 from microkernel.models.ensemble import EnsembleVersion, Equipment
 from microkernel.models.serving import Served
@@ -46,7 +52,8 @@ class Recipe:
 class Ensembles:
     """Makes ensembles, and makes them anew or takes them down when one of their models changes.
 
-    One that was loaded and cannot serve is remembered, and serves as soon as its models do.
+    One that was loaded and cannot serve is remembered, and serves as soon as its models do; what
+    served under its name goes on until then.
     `explicit` are the models that somebody asked for by name: others are there for ensembles only.
     """
 
@@ -62,6 +69,7 @@ class Ensembles:
         self._tracer = tracer
         self._measure = measure
         self._recipes: dict[str, Recipe] = {}
+        self._successors: dict[str, Recipe] = {}
         self._stamps: WeakKeyDictionary[Served, bytes] = WeakKeyDictionary()
 
     def serve(self, recipe: Recipe, needs: Needs) -> list[tuple[str, int, Served]]:
@@ -75,20 +83,37 @@ class Ensembles:
             made = self._made(recipe, needs)
         except InvalidArgument as error:
             recipe.fault = error
-            self._recipes.setdefault(name, recipe)
+            later = self._recipes if self._table.loaded(name) is None else self._successors
+            later[name] = recipe
             raise
-        self._recipes[name] = recipe
-        return self._swapped(name, made)
+        return self._succeeded(name, recipe, made)
 
     def recheck(self, name: str) -> list[tuple[str, int, Served]]:
         """A model serves, has changed or was taken down: see to the ensembles above it. Returns
         what ceased to serve: name, version and the version itself."""
         ended: list[tuple[str, int, Served]] = []
-        for user in users_of(name, self._needs()):
-            ended += self._renewed(user, self._recipes[user])
+        for user in users_of(name, self._all_needs()):
+            ended += self._renewed(user)
         return ended
 
-    def _renewed(self, name: str, recipe: Recipe) -> list[tuple[str, int, Served]]:
+    def _renewed(self, name: str) -> list[tuple[str, int, Served]]:
+        successor = self._successors.get(name)
+        if successor is not None:
+            try:
+                return self._succeeded(name, successor, self._made(successor, {}))
+            except InvalidArgument as error:
+                successor.fault = error
+        recipe = self._recipes.get(name)
+        return [] if recipe is None else self._remade(name, recipe)
+
+    def _succeeded(
+        self, name: str, recipe: Recipe, made: dict[int, EnsembleVersion]
+    ) -> list[tuple[str, int, Served]]:
+        self._successors.pop(name, None)
+        self._recipes[name] = recipe
+        return self._swapped(name, made)
+
+    def _remade(self, name: str, recipe: Recipe) -> list[tuple[str, int, Served]]:
         try:
             made = self._made(recipe, {})
         except InvalidArgument as error:
@@ -124,30 +149,31 @@ class Ensembles:
 
     def forget(self, name: str) -> tuple[str, ...]:
         """A model is to be served no more, or is no ensemble any more; what it was composed of."""
+        self._successors.pop(name, None)
         recipe = self._recipes.pop(name, None)
         return () if recipe is None else steps_of(recipe.config)
 
     def is_spare(self, name: str) -> bool:
         """Whether a model was loaded for ensembles only, none of which is left."""
-        used = any(name in steps_of(recipe.config) for recipe in self._recipes.values())
+        used = any(name in needed for needed in self._all_needs().values())
         return not used and name not in self.explicit
 
     def _needs(self) -> dict[str, tuple[str, ...]]:
         return {name: steps_of(recipe.config) for name, recipe in self._recipes.items()}
 
+    def _all_needs(self) -> dict[str, tuple[str, ...]]:
+        """As `_needs`, with what is to serve later."""
+        found = self._needs()
+        for name, successor in self._successors.items():
+            found[name] = (*found.get(name, ()), *steps_of(successor.config))
+        return found
+
     def _made(self, recipe: Recipe, needs: Needs) -> dict[int, EnsembleVersion]:
         config = recipe.config
         known: Needs = {**needs, **self._needs(), config.name: steps_of(config)}
-        if last := circle(config.name, known):
-            raise InvalidArgument(
-                f"circular dependency between ensembles: {config.name} -> ... -> {last} -> "
-                f"{config.name}"
-            )
+        refuse_circle(config.name, known)
         models = self._models(config)
-        graph = fit(config, [model.config for model in models])
-        policy = TransactionPolicy(decoupled=graph.decoupled)
-        config = replace(config, model_transaction_policy=policy)
-        validate(config, tensors_required=True)
+        config, graph = fitted(config, [model.config for model in models])
         labels = {**_inherited(config, models), **recipe.labels}
         content = self._content(models, {}) if recipe.cache is not None else b""
         made = {}
@@ -186,10 +212,7 @@ class Ensembles:
         name, needed = config.name, steps_of(config)
         absent = [other for other in needed if self._table.reasons(other) is None]
         if absent:
-            raise InvalidArgument(
-                f"ensemble {name} contains models that are not available or ambiguous: "
-                f"{', '.join(absent)}"
-            )
+            raise not_available(name, absent)
         for other in needed:
             if self._table.loaded(other) is None:
                 raise self._unable(name, other)
@@ -199,10 +222,7 @@ class Ensembles:
     def _version(self, name: str, step: EnsembleStep) -> Served:
         found = self._table.loaded(step.model_name, max(step.model_version, LATEST))
         if found is None:
-            raise InvalidArgument(
-                f"ensemble '{name}' depends on '{step.model_name}' whose required version "
-                f"{step.model_version} is not loaded."
-            )
+            raise not_loaded(name, step)
         return found
 
     def _unable(self, name: str, other: str) -> InvalidArgument:
