@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TypeAlias
 
 from microkernel.ensembles.flow import Flow, Progress, Start, Value
@@ -102,7 +103,16 @@ class EnsembleRun:
         while starts:
             start = starts.pop(0)
             if await self._entered(start):
-                self._going.branches.append(asyncio.ensure_future(self._branch(start)))
+                branch = asyncio.ensure_future(self._branch(start))
+                if self._about.gates:
+                    branch.add_done_callback(partial(self._branched, start))
+                self._going.branches.append(branch)
+
+    def _branched(self, start: Start, branch: "asyncio.Task[None]") -> None:
+        """A branch is over. One that was cancelled before its first turn has run nothing, and has
+        its place still."""
+        if branch.cancelled() and start.values:
+            self._about.gates[start.step].leave()
 
     async def _branch(self, start: Start) -> None:
         try:
