@@ -17,9 +17,8 @@ GRPC := protocols/grpc/microkernel_grpc
 serve: $(MODELS)/minilm/1/model.pt
 	exec $(PY) examples/serve.py --model-repository $(MODELS)
 
-# Tests wait for processes more than they compute, so two run at a time.
 test: lint
-	$(PY) -m pytest -n 2 --dist loadfile
+	$(PY) -m pytest
 
 lint: $(VENV)/dev.stamp
 	$(PY) -m ruff check
