@@ -122,6 +122,9 @@ class Conversation:
         self._answers: asyncio.Queue[bytes] = asyncio.Queue()
         self.broken = False
         self.writers = 0
+        self.flow = asyncio.Event()
+        self.flow.set()
+        self.writing = asyncio.Event()
         serving = self.streams.serve(self._requests.get, self._write, metadata)
         self.serving = asyncio.create_task(serving)
 
@@ -129,6 +132,8 @@ class Conversation:
         self.writers += 1
         assert self.writers == 1, "two writers at once"
         await asyncio.sleep(0)
+        self.writing.set()
+        await self.flow.wait()
         self.writers -= 1
         if self.broken:
             raise Cancelled("gone")
@@ -281,6 +286,42 @@ async def test_strict_mode_ends_the_stream_with_the_first_error_of_inference(
         await talk.ended()
     assert talk.unread() == 0
     assert gated.cancelled == {"b", "d"}
+
+
+async def test_strict_mode_ends_when_the_answer_on_its_way_has_left(
+    server: FakeServer, gated: Gated
+) -> None:
+    # gRPC refuses a status while a message is being sent, and the client would wait for ever.
+    talk = Conversation(server, STRICT)
+    talk.send(*(request(identity) for identity in "abc"))
+    await gated.wait_started(3)
+    talk.flow.clear()
+    gated.finish("a")
+    await asyncio.wait_for(talk.writing.wait(), LIMIT)
+    gated.finish("b", Unavailable("worker died"))
+    gated.finish("c")
+    await asyncio.sleep(0.05)
+    assert not talk.serving.done()
+    talk.flow.set()
+    with pytest.raises(Unavailable, match="worker died"):
+        await talk.ended()
+    assert talk.writers == 0
+    assert (await talk.receive()).infer_response.id == "a"
+    assert talk.unread() == 0
+
+
+async def test_no_answer_follows_the_error_that_ends_the_stream(
+    server: FakeServer, gated: Gated
+) -> None:
+    talk = Conversation(server, STRICT)
+    talk.send(*(request(identity) for identity in "abc"))
+    await gated.wait_started(3)
+    gated.finish("a", Unavailable("worker died"))
+    gated.finish("b")
+    gated.finish("c")
+    with pytest.raises(Unavailable, match="worker died"):
+        await talk.ended()
+    assert talk.unread() == 0
 
 
 async def test_another_value_is_not_strict_mode(server: FakeServer, gated: Gated) -> None:

@@ -89,6 +89,7 @@ class _Stream:
         self._unanswered = 0
         self._room = asyncio.Semaphore(_MAX_UNANSWERED)
         self._writing = asyncio.Lock()
+        self._writer: asyncio.Task[None] | None = None
         self._last: asyncio.Future[None] | None = None
         self._half_closed = False
         self._stopping = False
@@ -106,7 +107,9 @@ class _Stream:
             ending = await self._ending
             reading.cancel()
             for answer in self._answering:
-                answer.cancel()
+                # gRPC cannot take back a message, and refuses a status while one is on its way.
+                if answer is not self._writer:
+                    answer.cancel()
         return ending
 
     def _end(self, error: MicrokernelError | None) -> None:
@@ -190,22 +193,29 @@ class _Stream:
                 if unsent is not None:
                     unsent.mark(SEND_START)
                     unsent = None
-                await self._send(partial(_packed, asked, response), turn)
+                if not await self._send(partial(_packed, asked, response), turn):
+                    return
         finally:
             asked.responses.close()
             if trace is not None:
                 await self._inference.finish_trace(trace)
 
-    async def _send(self, pack: Callable[[], bytes], turn: _Turn | None) -> None:
-        """Write an answer when it is its turn; it is packed only then."""
+    async def _send(self, pack: Callable[[], bytes], turn: _Turn | None) -> bool:
+        """Write an answer when it is its turn, packed only then; whether more may follow."""
         if turn is not None and turn.before is not None:
             await turn.before
             turn.before = None
         async with self._writing:
+            if self._ending.done():
+                return False
+            self._writer = asyncio.current_task()
             try:
                 await self._write(pack())
             except MicrokernelError as error:
                 self._end(error)
+            finally:
+                self._writer = None
+        return not self._ending.done()
 
 
 def _packed(asked: Accepted, response: InferResponse) -> bytes:
