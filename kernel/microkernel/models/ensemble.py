@@ -164,6 +164,7 @@ class EnsembleVersion:
         pending = Pending(
             accepted.request, accepted.size, None, reply, arrived, accepted.arrived_ns
         )
+        run = None
         if self.config.decoupled:
             run = pending.instance = self._new_run(accepted, reply.set_result)
             work = self._play(accepted, run, reply)
@@ -171,7 +172,7 @@ class EnsembleVersion:
             work = self._play_once(accepted, reply)
         task = asyncio.ensure_future(work)
         self._playing.add(task)
-        task.add_done_callback(partial(self._played, accepted, reply))
+        task.add_done_callback(partial(self._played, accepted, run, reply))
         if request.classifications:
             stream.then(partial(self._classified, request))
         return stream
@@ -273,8 +274,18 @@ class EnsembleVersion:
             last.flag_only = True
             reply.set_result(last)
 
-    def _played(self, accepted: Accepted, reply: StreamReply, task: "asyncio.Task[None]") -> None:
+    def _played(
+        self,
+        accepted: Accepted,
+        run: EnsembleRun | None,
+        reply: StreamReply,
+        task: "asyncio.Task[None]",
+    ) -> None:
         self._playing.discard(task)
+        if run is not None:
+            self._runs.discard(run)
+        if task.cancelled() and not accepted.began:  # the reader left before the first step
+            self._accounts.failed(accepted)
         self._settle(accepted)
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("an ensemble failed", model=self.config.name, exc_info=error)

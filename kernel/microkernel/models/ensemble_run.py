@@ -133,7 +133,8 @@ class EnsembleRun:
         return self._error is None
 
     async def _step(self, start: Start) -> list[Start]:
-        """Run a step that has entered; what may start after its last answer."""
+        """Run a step that has entered, unless the request has failed since; what may start after
+        its last answer."""
         about, model = self._about, self._models[start.step]
         step = about.graph.steps[start.step]
         request = step_request(self._request, step, start, self.spent)
@@ -141,6 +142,8 @@ class EnsembleRun:
         start.values = {}
         self._begin_trace(request, model)
         try:
+            if self._error is not None:
+                return []
             if step.decoupled:
                 return await self._follow(start, await model.stream(request), belongs)
             return self._arrived(start, await model.infer(request), belongs)
@@ -155,6 +158,8 @@ class EnsembleRun:
         """Take the responses of a decoupled step as they come; what its last one starts."""
         self._going.streams.add(stream)
         try:
+            if self._error is not None:  # which came while the step took the request
+                return []
             async for response in stream:
                 if response.error is not None:
                     raise response.error
