@@ -6,7 +6,7 @@ server never imports a framework.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol, TypeAlias
@@ -126,22 +126,26 @@ class BackendType:
 
     `factory` is `"module:callable"`, imported in the worker only and called with the plug-in's
     settings object, or with nothing where the plug-in declares none. A model with no `backend` in
-    its configuration belongs to the first backend whose `platform` it names or one of whose
-    `filenames` lies in its version directory. `worker` is where its models run unless the model's
-    parameter `WORKER` says otherwise. `preload` names modules that a fork server imports once for
-    all workers; importing them must start no computation. `environment` is set before that.
-    `requires` names the modules that must be importable for the backend to be available, and
-    `extra` the extra of the distribution that brings them. `cpu_instances` is the number of
-    instances of a CPU group that gives no count. `gpu` says whether instances can be placed on
-    GPUs. `ignored_settings` are keys of Triton's `--backend-config` that mean nothing here, each
-    with the reason, which a warning gives.
+    its configuration belongs to the first backend whose `platform` it names, that recognises its
+    version directory, or one of whose `filenames` lies there. `recognise` gives the configuration
+    with what the directory tells of a model of this backend, or None. `worker` is where its models
+    run, or what `hosting` says for the directory of a version, unless the model's parameter
+    `WORKER` says otherwise. Both run in the server and must import nothing heavy. `preload` names
+    modules that a fork server imports once for all workers; importing them must start no
+    computation. `environment` is set before that. `requires` names the modules that must be
+    importable for the backend to be available, and `extra` the extra of the distribution that
+    brings them. `cpu_instances` is the number of instances of a CPU group that gives no count.
+    `gpu` says whether instances can be placed on GPUs. `ignored_settings` are keys of Triton's
+    `--backend-config` that mean nothing here, each with the reason, which a warning gives.
     """
 
     name: str
     factory: str
     filenames: Sequence[str] = ()
     platform: str = ""
+    recognise: Callable[[ModelConfig, Path], ModelConfig | None] | None = None
     worker: WorkerKind = "process"
+    hosting: Callable[[ModelConfig, Path], WorkerKind] | None = None
     preload: Sequence[str] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
     requires: Sequence[str] = ()

@@ -147,10 +147,10 @@ def host() -> Iterator[Callable[..., Served]]:
 def serve_module(host: Callable[..., Served]) -> Callable[..., Served]:
     """`serve_module(config, files, threads=1)`: an instance of a TorchScript model, whose
     configuration is completed if need be."""
-    from microkernel_torchscript.backend import TorchScriptBackend
+    from microkernel_torchscript.backend import PyTorchBackend
 
     def serve(config: ModelConfig, files: Path, threads: int = 1) -> Served:
-        backend = TorchScriptBackend()
+        backend = PyTorchBackend()
         return host(backend.load(backend.complete(config, files), files), threads)
 
     return serve

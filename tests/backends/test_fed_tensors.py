@@ -38,7 +38,7 @@ import torch
 
 from microkernel_onnx import Settings
 from microkernel_onnx.backend import OnnxBackend
-from microkernel_torchscript.backend import TorchScriptBackend
+from microkernel_torchscript.backend import PyTorchBackend
 
 MakeBatch = Callable[..., Batch]
 OutputOf = Callable[..., Any]
@@ -156,7 +156,7 @@ def test_tensors_of_sequences_whose_place_cannot_be_told_fail_the_load(
 ) -> None:
     files = save_module(Counter(), tmp_path, *TRACED)
     with pytest.raises(error) as caught:
-        TorchScriptBackend().load(config_of(LISTED + SEQUENCE, **{**RIGHT, **names}), files)
+        PyTorchBackend().load(config_of(LISTED + SEQUENCE, **{**RIGHT, **names}), files)
     assert str(caught.value) == text
 
 
@@ -171,7 +171,7 @@ def test_a_correlation_id_that_torch_lacks_fails_the_load(
     """
     config = parse_text(LISTED.format(x="X__0", y="Y__0") + control, "m")
     with pytest.raises(Internal) as caught:
-        TorchScriptBackend().load(config, save_module(Counter(), tmp_path, *TRACED))
+        PyTorchBackend().load(config, save_module(Counter(), tmp_path, *TRACED))
     assert str(caught.value) == "input 'CORRID__1' type 'TYPE_UINT32' is not supported by PyTorch."
 
 
@@ -182,7 +182,7 @@ def test_completion_lists_neither_controls_nor_states(
     config = config_of(LISTED + SEQUENCE, **{**RIGHT, "x": "x"})
     given = replace(config, output=(), input=config.input if listed == "inputs" else ())
     files = save_module(Counter(), tmp_path, *TRACED)
-    completed = TorchScriptBackend().complete(given, files)
+    completed = PyTorchBackend().complete(given, files)
     assert [(i.name, i.data_type) for i in completed.input] == [("x", "TYPE_FP32")]
     assert [(o.name, o.data_type) for o in completed.output] == [("OUTPUT__0", "TYPE_FP32")]
 
@@ -345,7 +345,7 @@ def test_requests_of_different_lengths_share_a_batch(
     if backend == "pytorch":
         names, files = TORCH_NAMES, save_module(Sums(), tmp_path)
         config = config_of(RAGGED, **names)
-        model: Model = TorchScriptBackend().load(config, files)
+        model: Model = PyTorchBackend().load(config, files)
     else:
         names, files = SUMS_NAMES, onnx_sums(tmp_path)
         config = config_of(RAGGED, **names)
@@ -370,7 +370,7 @@ def test_a_ragged_model_is_not_made_up(
     config = replace(config_of(RAGGED, **TORCH_NAMES), output=(), batch_output=())
     caplog.set_level(logging.INFO)
     with pytest.raises(InvalidArgument, match="because a ragged batch cannot be made up"):
-        TorchScriptBackend().complete(config, save_module(Sums(), tmp_path))
+        PyTorchBackend().complete(config, save_module(Sums(), tmp_path))
 
 
 @pytest.mark.parametrize("backend", ["pytorch", "onnxruntime"])

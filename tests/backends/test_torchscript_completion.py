@@ -20,7 +20,7 @@ from microkernel import (
     ModelInput,
     ModelOutput,
 )
-from microkernel_torchscript.backend import TorchScriptBackend
+from microkernel_torchscript.backend import PyTorchBackend
 
 MakeBatch = Callable[..., Batch]
 OutputOf = Callable[..., Any]
@@ -180,7 +180,7 @@ def test_what_a_file_tells_is_filled_in(
     expected: dict[str, tuple[Any, ...]],
 ) -> None:
     files = save_module(module, tmp_path, *example)
-    backend = TorchScriptBackend()
+    backend = PyTorchBackend()
     given = ModelConfig(name="m", max_batch_size=max_batch_size)
     config = backend.complete(given, files)
     assert shapes(config) == expected
@@ -190,27 +190,25 @@ def test_what_a_file_tells_is_filled_in(
 
 def test_listed_inputs_are_kept_and_tell_the_outputs(tmp_path: Path, save_module: Save) -> None:
     listed = listing(4, mask=("FP32", -1), ids=("INT32", -1))
-    config = TorchScriptBackend().complete(listed, save_module(Masked(), tmp_path))
+    config = PyTorchBackend().complete(listed, save_module(Masked(), tmp_path))
     assert config.input == listed.input
     assert shapes(config)["rows"] == ("FP32", -1, 6)
 
 
 def test_listed_outputs_are_kept_and_the_inputs_filled(tmp_path: Path, save_module: Save) -> None:
     files = save_module(Perceptron(), tmp_path, torch.zeros(1, 4))
-    config = TorchScriptBackend().complete(
-        ModelConfig(name="m", max_batch_size=2, output=LABEL), files
-    )
+    config = PyTorchBackend().complete(ModelConfig(name="m", max_batch_size=2, output=LABEL), files)
     assert shapes(config) == {"x": ("FP32", 4), "label": ("FP32", 3)}
 
 
 def test_a_complete_configuration_is_returned_without_looking_at_the_file(tmp_path: Path) -> None:
     config = replace(listing(x=("FP32", 4)), output=LABEL)
-    assert TorchScriptBackend().complete(config, tmp_path) is config
+    assert PyTorchBackend().complete(config, tmp_path) is config
 
 
 def test_completing_leaves_the_threads_of_torch_alone(tmp_path: Path, save_module: Save) -> None:
     before = torch.get_num_threads()
-    TorchScriptBackend().complete(ModelConfig(name="m"), save_module(Perceptron(), tmp_path))
+    PyTorchBackend().complete(ModelConfig(name="m"), save_module(Perceptron(), tmp_path))
     assert torch.get_num_threads() == before
 
 
@@ -258,7 +256,7 @@ def test_what_cannot_be_told_is_asked_for(
     pasted: str,
 ) -> None:
     with pytest.raises(InvalidArgument) as caught:
-        TorchScriptBackend().complete(config, save_module(module, tmp_path))
+        PyTorchBackend().complete(config, save_module(module, tmp_path))
     text = str(caught.value)
     assert reason in text
     assert pasted in text
@@ -272,7 +270,7 @@ def test_a_model_that_mixes_its_rows_cannot_be_batched(tmp_path: Path, save_modu
 
     files = save_module(Pooled(), tmp_path, torch.zeros(2, 4))
     with pytest.raises(InvalidArgument) as caught:
-        TorchScriptBackend().complete(ModelConfig(name="m", max_batch_size=4), files)
+        PyTorchBackend().complete(ModelConfig(name="m", max_batch_size=4), files)
     assert str(caught.value) == (
         "autofill failed for model 'm': model does not support batching while non-zero "
         "max_batch_size is specified"
@@ -291,5 +289,5 @@ def silero() -> Path:
 def test_silero_without_configuration_gets_one_to_fill_in(tmp_path: Path) -> None:
     (tmp_path / "model.pt").symlink_to(silero())
     with pytest.raises(InvalidArgument) as caught:
-        TorchScriptBackend().complete(ModelConfig(name="vad"), tmp_path)
+        PyTorchBackend().complete(ModelConfig(name="vad"), tmp_path)
     assert 'input {\n  name: "sr"\n  data_type: TYPE_INT64\n  dims: [ 1 ]\n}' in str(caught.value)

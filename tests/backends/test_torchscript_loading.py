@@ -28,7 +28,7 @@ from microkernel import (
     Unavailable,
     Unsupported,
 )
-from microkernel_torchscript.backend import TorchScriptBackend
+from microkernel_torchscript.backend import PyTorchBackend
 
 MakeBatch = Callable[..., Batch]
 OutputOf = Callable[..., Any]
@@ -117,7 +117,7 @@ def test_optimised_execution_is_a_setting_of_the_thread(
 
 
 def test_a_closed_instance_leaves_its_thread_as_it_was(tmp_path: Path, save_module: Save) -> None:
-    model = TorchScriptBackend().load(CONFIG, save_module(Perceptron(), tmp_path))
+    model = PyTorchBackend().load(CONFIG, save_module(Perceptron(), tmp_path))
     seen: list[bool] = []
 
     def work() -> None:
@@ -135,7 +135,7 @@ def test_a_closed_instance_leaves_its_thread_as_it_was(tmp_path: Path, save_modu
 def test_instances_keep_their_own_state(
     tmp_path: Path, save_module: Save, host: Serve, make_batch: MakeBatch, output_of: OutputOf
 ) -> None:
-    model = TorchScriptBackend().load(CONFIG, save_module(Counter(), tmp_path))
+    model = PyTorchBackend().load(CONFIG, save_module(Counter(), tmp_path))
     first, second = host(model), host(model)
     batch = make_batch([{"x": np.zeros(4, np.float32)}], batching=False)
     counts = [output_of(s.execute(batch)[0], "y")[0] for s in (first, first, second)]
@@ -145,7 +145,7 @@ def test_instances_keep_their_own_state(
 def test_an_instance_without_a_device_leaves_tensors_where_they_were_saved(
     tmp_path: Path, save_module: Save, make_batch: MakeBatch, output_of: OutputOf
 ) -> None:
-    model = TorchScriptBackend().load(CONFIG, save_module(Perceptron(), tmp_path))
+    model = PyTorchBackend().load(CONFIG, save_module(Perceptron(), tmp_path))
     instance = model.instance(Placement("m_0", "KIND_MODEL"))
     (response,) = instance.execute(make_batch([{"x": ROW}], batching=False))
     instance.close()
@@ -219,8 +219,8 @@ def test_a_directory_is_no_file(tmp_path: Path, serve_module: Serve) -> None:
 @pytest.mark.parametrize(
     ("config", "text"),
     [
-        (ModelConfig(name="m", platform="torch_aoti"), "platform 'torch_aoti'"),
-        (ModelConfig(name="m", runtime="model.py"), "runtime 'model.py'"),
+        (ModelConfig(name="m", platform="torch_aoti"), "AOTInductor package"),
+        (ModelConfig(name="m", runtime="model.py"), "Python module"),
     ],
 )
 def test_other_kinds_of_pytorch_model_are_refused(
@@ -231,7 +231,7 @@ def test_other_kinds_of_pytorch_model_are_refused(
 
 
 def test_a_gpu_instance_is_refused(tmp_path: Path, save_module: Save) -> None:
-    model = TorchScriptBackend().load(CONFIG, save_module(Perceptron(), tmp_path))
+    model = PyTorchBackend().load(CONFIG, save_module(Perceptron(), tmp_path))
     with pytest.raises(Unsupported, match="KIND_GPU"):
         model.instance(Placement("m_0", "KIND_GPU"))
 
@@ -246,9 +246,9 @@ if child == 0:
     import pathlib
     import numpy as np
     from microkernel import Batch, InferRequest, ModelConfig, Placement, Tensor
-    from microkernel_torchscript.backend import TorchScriptBackend
+    from microkernel_torchscript.backend import PyTorchBackend
     files = pathlib.Path({str(tmp_path)!r})
-    backend = TorchScriptBackend()
+    backend = PyTorchBackend()
     config = backend.complete(ModelConfig(name="m", max_batch_size=64), files)
     instance = backend.load(config, files).instance(Placement("m_0", "KIND_CPU", threads=2))
     x = Tensor.from_numpy("x", np.zeros((64, 4), np.float32))

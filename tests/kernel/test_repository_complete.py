@@ -2,6 +2,7 @@
 
 import base64
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -340,3 +341,17 @@ def test_effective_configurations_are_tritons(name: str) -> None:
     config = complete(read_config(directory / "config.pbtxt"), directory, [PYTHON])
     assert config_to_json(normalise(config, PYTHON, 0)) == recorded(name)
     assert problems(config) == []
+
+
+def test_a_backend_may_recognise_what_no_file_name_tells(tmp_path: Path) -> None:
+    def recognise(config: ModelConfig, files: Path) -> ModelConfig | None:
+        told = (files / "net.py").exists()
+        return replace(config, runtime="net.py") if told else None
+
+    backend = BackendType(name="nets", factory="nets:make", recognise=recognise)
+    (tmp_path / "m" / "1").mkdir(parents=True)
+    with pytest.raises(InvalidArgument, match="Could not determine backend"):
+        complete(ModelConfig(), tmp_path / "m", [backend])
+    (tmp_path / "m" / "1" / "net.py").touch()
+    found = complete(ModelConfig(), tmp_path / "m", [backend])
+    assert (found.name, found.backend, found.runtime) == ("m", "nets", "net.py")

@@ -1,8 +1,9 @@
-"""TorchScript models, as Triton's `pytorch` backend serves them. This module imports no torch."""
+"""PyTorch models, as Triton's `pytorch` backend serves them. This module imports no torch."""
 
 from dataclasses import dataclass
 
 from microkernel import BackendType, RegisterBackend, RegisterOptions, hookimpl, option
+from microkernel_torchscript.kinds import hosting, recognise
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,9 +28,10 @@ def register_backends(register: RegisterBackend) -> None:
         BackendType(
             name="pytorch",
             platform="pytorch_libtorch",
-            filenames=("model.pt",),
-            factory="microkernel_torchscript.backend:TorchScriptBackend",
-            worker="process",
+            filenames=("model.pt", "model.pt2"),
+            factory="microkernel_torchscript.backend:PyTorchBackend",
+            recognise=recognise,
+            hosting=hosting,
             preload=("torch",),
             # Threads that spin at barriers starve each other on a busy host.
             environment={"OMP_WAIT_POLICY": "passive"},

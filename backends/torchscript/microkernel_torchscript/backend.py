@@ -1,38 +1,24 @@
-"""Loading TorchScript models and running them."""
+"""Loading PyTorch models of every kind."""
 
-import contextlib
 import logging
-import threading
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
-from microkernel import (
-    Backend,
-    Batch,
-    Instance,
-    Internal,
-    MicrokernelError,
-    Model,
-    ModelConfig,
-    Outcome,
-    Placement,
-    Unsupported,
-)
+from microkernel import Backend, Model, ModelConfig, Unsupported
 from microkernel_torchscript import Settings
 from microkernel_torchscript.completion import complete
-from microkernel_torchscript.failures import execute_failure
-from microkernel_torchscript.files import expect_read_only_buffers, load_module, model_file
-from microkernel_torchscript.inputs import InputPlan, plan_inputs
+from microkernel_torchscript.files import expect_read_only_buffers, model_file
+from microkernel_torchscript.kinds import Kind, kind_of
+from microkernel_torchscript.model import PyTorchModel
 from microkernel_torchscript.options import Options, parse_options
-from microkernel_torchscript.outputs import OutputPlan, plan_outputs
-from microkernel_torchscript.signature import signature_of
+from microkernel_torchscript.script import ScriptSource
+from microkernel_torchscript.source import Source
 
 logger = logging.getLogger(__name__)
 
 
-class TorchScriptBackend(Backend):
+class PyTorchBackend(Backend):
     """Serves TorchScript files on the CPU."""
 
     def __init__(self, settings: Settings | None = None) -> None:
@@ -40,98 +26,35 @@ class TorchScriptBackend(Backend):
         expect_read_only_buffers()
 
     def load(self, config: ModelConfig, files: Path) -> Model:
-        """Load the file and check the configuration against the signature of `forward`."""
-        path = model_file(config, files)
+        """Load the files and check the configuration against what they tell."""
+        kind = kind_of(config, files)
         options = parse_options(config)
         _report(config.name, options)
         _set_inter_op_threads(options.inter_op_threads or max(1, self._settings.inter_op_threads))
-        return TorchScriptModel(config, path, options)
+        return PyTorchModel(config.name, _source(kind, config, files, options), options)
 
     def complete(self, config: ModelConfig, files: Path) -> ModelConfig:
         """Fill in inputs and outputs that the configuration leaves out; see `completion`."""
+        kind = kind_of(config, files)
         if config.input and config.output:
             return config
+        if kind is not Kind.SCRIPT:
+            raise _not_served(kind, config)
         return complete(config, model_file(config, files))
 
 
-class TorchScriptModel(Model):
-    """A version of a model. Each instance owns a module, because a module may keep state."""
-
-    def __init__(self, config: ModelConfig, path: Path, options: Options) -> None:
-        self._name, self._path, self._options = config.name, path, options
-        self._lock = threading.Lock()
-        first = self._load("cpu")
-        self._inputs = plan_inputs(config, signature_of(first))
-        self._outputs = plan_outputs(config)
-        self._unused: list[torch.jit.ScriptModule] = [first]
-
-    def instance(self, placement: Placement) -> Instance:
-        """An instance for the calling thread, whose torch settings it changes: the number of
-        threads, inference mode and optimised execution."""
-        if placement.kind == "KIND_GPU":
-            raise Unsupported(
-                f"model '{self._name}': instance '{placement.name}' is of KIND_GPU, which the "
-                "pytorch backend does not serve; use KIND_CPU"
-            )
-        torch.set_num_threads(self._options.intra_op_threads or max(1, placement.threads))
-        module = self._module(placement.kind)
-        return TorchScriptInstance(module, self._inputs, self._outputs, self._options)
-
-    def unload(self) -> None:
-        """Forget a module that no instance has taken."""
-        self._unused.clear()
-
-    def _module(self, kind: str) -> torch.jit.ScriptModule:
-        """A fresh module: the one that was loaded for the checks, or the file once more."""
-        if kind == "KIND_MODEL":  # each tensor goes where it was saved
-            return self._load(None)
-        with self._lock:
-            if self._unused:
-                return self._unused.pop()
-        return self._load("cpu")
-
-    def _load(self, device: str | None) -> torch.jit.ScriptModule:
-        with torch.inference_mode(self._options.inference_mode):
-            return load_module(self._name, self._path, device=device)
+def _source(kind: Kind, config: ModelConfig, files: Path, options: Options) -> Source:
+    if kind is not Kind.SCRIPT:
+        raise _not_served(kind, config)
+    path = model_file(config, files)
+    return ScriptSource(config, path, inference_mode=options.inference_mode)
 
 
-class TorchScriptInstance(Instance):
-    """One module on one thread. While it lives, the thread is in inference mode, or without
-    gradients where the model turned that off."""
-
-    def __init__(
-        self,
-        module: torch.jit.ScriptModule,
-        inputs: InputPlan,
-        outputs: OutputPlan,
-        options: Options,
-    ) -> None:
-        self._forward = module.forward
-        self._inputs, self._outputs = inputs, outputs
-        # Entered once for the thread: entering per call costs as much as a small model.
-        self._modes = contextlib.ExitStack()
-        self._modes.enter_context(
-            torch.inference_mode() if options.inference_mode else torch.no_grad()
-        )
-        optimized = torch.jit.optimized_execution  # type: ignore[attr-defined]  # not annotated
-        self._modes.enter_context(optimized(options.optimized_execution))
-
-    def execute(self, batch: Batch) -> Sequence[Outcome]:
-        """Call `forward` once for the batch. A request with malformed strings fails alone."""
-        failed: dict[int, MicrokernelError] = {}
-        arguments = self._inputs.arguments(batch, failed)
-        if len(failed) == len(batch):
-            return [failed[i] for i in range(len(batch))]
-        try:
-            result = self._forward(*arguments)
-        except Exception as error:
-            raise Internal(execute_failure(error)) from error
-        responses = batch.split(self._outputs.tensors(result))
-        return [failed.get(i, response) for i, response in enumerate(responses)]
-
-    def close(self) -> None:
-        """Leave the thread's modes."""
-        self._modes.close()
+def _not_served(kind: Kind, config: ModelConfig) -> Unsupported:
+    return Unsupported(
+        f"failed to load model '{config.name}': a model of the kind '{kind.value}' is not served, "
+        "only TorchScript files are (platform 'pytorch_libtorch')"
+    )
 
 
 def _report(name: str, options: Options) -> None:

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import torch
 
-from microkernel import Internal, ModelConfig, Unavailable, Unsupported
+from microkernel import Internal, ModelConfig, Unavailable
 from microkernel_torchscript.failures import load_failure
+from microkernel_torchscript.kinds import script_name
 
 logger = logging.getLogger(__name__)
 
@@ -21,16 +22,9 @@ _FILTERS = threading.Lock()
 def model_file(config: ModelConfig, files: Path) -> Path:
     """The model's file in its version directory.
 
-    Raises Unavailable where there is none, Unsupported for the kinds of PyTorch model that are not
-    TorchScript.
+    Raises Unavailable where there is none.
     """
-    if config.platform == "torch_aoti" or config.runtime == "model.py":
-        kind = "runtime 'model.py'" if config.runtime else "platform 'torch_aoti'"
-        raise Unsupported(
-            f"failed to load model '{config.name}': {kind} is not served, only TorchScript files "
-            "are (platform 'pytorch_libtorch')"
-        )
-    path = files / (config.default_model_filename or "model.pt")
+    path = files / script_name(config)
     if not path.exists():
         raise Unavailable(f"unable to find '{path}' for model instance '{config.name}'")
     if path.is_dir():

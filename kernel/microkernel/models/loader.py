@@ -147,7 +147,7 @@ class Loader:
         configuration is wrong."""
         began = time.monotonic()
         hosted = self._hosted(config, directory, version)
-        kind = _worker_kind(config, hosted.backend)
+        kind = _worker_kind(config, hosted)
         first = await self._launch(hosted, kind)
         try:
             config = await self._completed(config, hosted, first)
@@ -227,7 +227,7 @@ class Loader:
     def _crew(
         self, config: ModelConfig, hosted: Hosted, events: CrewEvents, samples: Sequence[Sample]
     ) -> Crew:
-        kind = _worker_kind(config, hosted.backend)
+        kind = _worker_kind(config, hosted)
         return Crew(
             lambda: self._launch(hosted, kind),
             config,
@@ -250,8 +250,10 @@ def _read_files(config: ModelConfig, directory: Path) -> ModelFiles:
     return ModelFiles(read_labels(config, directory), read_initial_states(config, directory))
 
 
-def _worker_kind(config: ModelConfig, backend: BackendType) -> WorkerKind:
-    kind = config.parameter("WORKER", backend.worker)
+def _worker_kind(config: ModelConfig, hosted: Hosted) -> WorkerKind:
+    backend = hosted.backend
+    usual = backend.worker if backend.hosting is None else backend.hosting(config, hosted.files)
+    kind = config.parameter("WORKER", usual)
     if kind not in get_args(WorkerKind):
         raise InvalidArgument(
             f"parameter 'WORKER' of model '{config.name}' must be one of "

@@ -129,6 +129,10 @@ def _recognise(
     if platform:
         return replace(config, backend=_by_platform(config, backends))
     inside = _first_directory(directory)
+    if inside is not None and not filename:
+        for backend in backends:
+            if backend.recognise and (found := backend.recognise(config, inside)) is not None:
+                return replace(found, backend=backend.name)
     for backend, known in _known_files(backends):
         if filename == known or (not filename and inside and (inside / known).exists()):
             return _found(config, backend, known)
