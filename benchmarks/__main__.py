@@ -16,6 +16,7 @@ from benchmarks.calm import Others, probe
 from benchmarks.children import ROOT
 from benchmarks.deciding import decisions
 from benchmarks.fairness import fairness
+from benchmarks.first_calls import beside, first, loading
 from benchmarks.inside import kernel, worker
 from benchmarks.large import large
 from benchmarks.lifecycle import memory, start
@@ -40,6 +41,9 @@ SECTIONS: Mapping[str, Section] = {
         decisions,
         small,
         large,
+        first,
+        loading,
+        beside,
         padding,
         cache,
         fairness,

@@ -46,6 +46,7 @@ class Case:
     """A network as a model of the repository.
 
     `max_batch_size` of 0 leaves the batch to the client; more turns the dynamic batcher on.
+    `threads` of 0 leaves their number to the server.
     """
 
     model: str
@@ -53,6 +54,7 @@ class Case:
     max_batch_size: int = 0
     instances: int = 1
     worker: str = ""
+    threads: int = 0
 
     def config(self) -> str:
         """Its config.pbtxt."""
@@ -66,8 +68,9 @@ class Case:
         if self.max_batch_size:
             lines.append("dynamic_batching { }")
         if self.worker:
-            value = f'value {{ string_value: "{self.worker}" }}'
-            lines.append(f'parameters {{ key: "WORKER" {value} }}')
+            lines.append(_parameter("WORKER", self.worker))
+        if self.threads:
+            lines.append(_parameter("INTRA_OP_THREAD_COUNT", str(self.threads)))
         return "\n".join(lines) + "\n"
 
     def _tensor(self, side: str, name: str, datatype: str, dims: Sequence[int]) -> str:
@@ -75,10 +78,16 @@ class Case:
         return f'{side} {{ name: "{name}" data_type: TYPE_{datatype} dims: {shape} }}'
 
 
+def _parameter(key: str, value: str) -> str:
+    return f'parameters {{ key: "{key}" value {{ string_value: "{value}" }} }}'
+
+
 EMPTY = Network("empty", [Feed("x", "FP32", (1, 16))], "y__0", (16,))
 MLP = Network("mlp", [Feed("x", "FP32", (1, 16))], "y__0", (16,))
 WIDE = Network("wide", [Feed("x", "FP32", (1, 16))], "y__0", (16,))
 CNN = Network("cnn", [Feed("x", "FP32", (1, 3, 224, 224))], "y__0", (1000,))
+ENCODER = Network("encoder", [Feed("x", "FP32", (1, TOKENS, 256))], "y__0", (TOKENS, 256))
+HEAVY = Network("heavy", [Feed("x", "FP32", (1, 16))], "y__0", (16,))
 MINILM = Network(
     "minilm",
     [
@@ -106,4 +115,4 @@ SMALL = (
     Case("empty_batched", EMPTY, max_batch_size=64),
     Case("mlp", MLP),
 )
-LARGE = (CNN, MINILM)
+LARGE = (CNN, ENCODER, MINILM)

@@ -3,7 +3,7 @@
 import importlib.util
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -51,6 +51,44 @@ class Wide(nn.Module):
         """[B, 16] to [B, 16]."""
         result: Tensor = self.narrow(self.layers(self.widen(x)))
         return result
+
+
+class Heavy(nn.Module):
+    """400 MiB of weights, of which a call reads next to nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.zeros(100, 1 << 20))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, 16] to [B, 16]."""
+        return x + self.table[0, :16]
+
+
+class Layer(nn.Module):
+    """Attention and two linear layers, each around a shortcut, normalised first."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.before, self.between = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.mixed, self.joined = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.widen, self.narrow = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, T, width] to the same."""
+        rows, tokens, width = x.shape
+        mixed = self.mixed(self.before(x)).view(rows, tokens, 3, self.heads, -1)
+        query, key, value = mixed.permute(2, 0, 3, 1, 4).unbind(0)
+        seen = functional.scaled_dot_product_attention(query, key, value)
+        x = x + self.joined(seen.transpose(1, 2).reshape(rows, tokens, width))
+        result: Tensor = x + self.narrow(functional.gelu(self.widen(self.between(x))))
+        return result
+
+
+def _encoder() -> nn.Module:
+    """Four layers, as in a small language model."""
+    return nn.Sequential(*(Layer(256, 4) for _ in range(4)))
 
 
 class Block(nn.Module):
@@ -125,18 +163,21 @@ def _example(name: str) -> ModuleType:
     return importlib.import_module(name)
 
 
-def write(folder: Path) -> None:
-    """One `NAME.pt` per network that can be made."""
+def write(folder: Path, names: Sequence[str] = ()) -> None:
+    """One `NAME.pt` for each of these networks, or for all but the heavy one, that can be made."""
     torch.manual_seed(7)
     makers: dict[str, Callable[[], nn.Module | None]] = {
         "empty": Empty,
         "mlp": Mlp,
         "wide": Wide,
         "cnn": Cnn,
+        "encoder": _encoder,
+        "heavy": Heavy,
         "minilm": _minilm,
         "speech_stream": _speech_stream,
     }
-    for name, make in makers.items():
+    for name in names or makers.keys() - {"heavy"}:
+        make = makers[name]
         with warnings.catch_warnings():
             # torch discourages TorchScript, which is what is measured here.
             warnings.filterwarnings("ignore", r"`torch\.jit\.", DeprecationWarning)
@@ -147,4 +188,4 @@ def write(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    write(Path(sys.argv[1]))
+    write(Path(sys.argv[1]), sys.argv[2:])
