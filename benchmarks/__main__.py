@@ -17,6 +17,7 @@ from benchmarks.children import ROOT
 from benchmarks.deciding import decisions
 from benchmarks.fairness import fairness
 from benchmarks.first_calls import beside, first, loading
+from benchmarks.flags import flags
 from benchmarks.inside import kernel, worker
 from benchmarks.large import large
 from benchmarks.lifecycle import memory, start
@@ -44,6 +45,7 @@ SECTIONS: Mapping[str, Section] = {
         first,
         loading,
         beside,
+        flags,
         padding,
         cache,
         fairness,

@@ -1,7 +1,7 @@
 """Which models are measured, and what does one request to each of them look like?"""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -46,15 +46,13 @@ class Case:
     """A network as a model of the repository.
 
     `max_batch_size` of 0 leaves the batch to the client; more turns the dynamic batcher on.
-    `threads` of 0 leaves their number to the server.
     """
 
     model: str
     network: Network
     max_batch_size: int = 0
     instances: int = 1
-    worker: str = ""
-    threads: int = 0
+    parameters: Mapping[str, str] = field(default_factory=dict)
 
     def config(self) -> str:
         """Its config.pbtxt."""
@@ -67,19 +65,15 @@ class Case:
         ]
         if self.max_batch_size:
             lines.append("dynamic_batching { }")
-        if self.worker:
-            lines.append(_parameter("WORKER", self.worker))
-        if self.threads:
-            lines.append(_parameter("INTRA_OP_THREAD_COUNT", str(self.threads)))
+        lines += [
+            f'parameters {{ key: "{key}" value {{ string_value: "{value}" }} }}'
+            for key, value in self.parameters.items()
+        ]
         return "\n".join(lines) + "\n"
 
     def _tensor(self, side: str, name: str, datatype: str, dims: Sequence[int]) -> str:
         shape = list(dims) if self.max_batch_size else [-1, *dims]
         return f'{side} {{ name: "{name}" data_type: TYPE_{datatype} dims: {shape} }}'
-
-
-def _parameter(key: str, value: str) -> str:
-    return f'parameters {{ key: "{key}" value {{ string_value: "{value}" }} }}'
 
 
 EMPTY = Network("empty", [Feed("x", "FP32", (1, 16))], "y__0", (16,))
@@ -111,7 +105,7 @@ SPEECH = Network(
 
 SMALL = (
     Case("empty", EMPTY),
-    Case("empty_thread", EMPTY, worker="thread"),
+    Case("empty_thread", EMPTY, parameters={"WORKER": "thread"}),
     Case("empty_batched", EMPTY, max_batch_size=64),
     Case("mlp", MLP),
 )

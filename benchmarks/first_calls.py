@@ -166,7 +166,7 @@ class _Pair:
 def beside(models: Path, folder: Path, plan: Plan) -> Report:
     """Two encoders with a thread each: alone, then at once, and two bare loops likewise."""
     for name in PAIR:
-        case = Case(name, ENCODER, threads=1)
+        case = Case(name, ENCODER, parameters={"INTRA_OP_THREAD_COUNT": "1"})
         add_model(folder / "models", case, models)
         write_requests(case, folder)
     with ExitStack() as stack:
