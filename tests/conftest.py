@@ -1,7 +1,40 @@
 """What holds for every test."""
 
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
 from hypothesis import HealthCheck, settings
+
+_PREPARE = Path(__file__).resolve().parent.parent / "examples" / "prepare.py"
 
 # How long an example takes says how busy the machine is, not whether the code is right.
 settings.register_profile("unhurried", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("unhurried")
+
+_OF_MODELS = ("1", "triton_python_backend_utils")
+"""What a Python model leaves among the modules: its version's package, and the utilities."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _search_path_as_it_was() -> Iterator[None]:
+    """A file of tests that imports models or examples leaves the interpreter to the next file as
+    it was, whichever comes next."""
+    path, modules = list(sys.path), set(sys.modules)
+    yield
+    sys.path[:] = path
+    for name in set(sys.modules) - modules:
+        if name.split(".", 1)[0] in _OF_MODELS:
+            del sys.modules[name]
+
+
+@pytest.fixture(scope="session")
+def prepared_examples(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The repository of example models as its script makes it, once for all tests: whoever wants
+    another makes a copy."""
+    models = tmp_path_factory.mktemp("examples") / "models"
+    command = [sys.executable, "-W", "error", str(_PREPARE), "--output", str(models)]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    return models

@@ -430,7 +430,7 @@ def runs_in(ensemble: str, opened: Open) -> bool:
     return opened.model.config.name.startswith(f"{ensemble}_")
 
 
-EnsembleMachine.TestCase.settings = settings(SHORT, max_examples=100)
+EnsembleMachine.TestCase.settings = settings(SHORT, max_examples=50)
 TestEnsembles = EnsembleMachine.TestCase
 
 

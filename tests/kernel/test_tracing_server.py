@@ -103,6 +103,7 @@ async def site(tmp_path: Path, odd_path: None) -> AsyncIterator[Site]:
     yield made
     await made.catalogue.drain(30)
     await made.catalogue.stop()
+    await made.tracer.close(30)
 
 
 def on(site: Site, *more: str) -> tuple[str, ...]:

@@ -2,7 +2,8 @@
 timeouts, full queues, requests that are given up, answers in order, and what the metrics say."""
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -212,15 +213,15 @@ def test_the_urgent_run_first(served: Served, occupy: Occupy) -> None:
 def test_a_flood_is_answered_or_refused(served: Served, occupy: Occupy, protocol: str) -> None:
     _, open_gate = occupy("short")
     before = successes(served.server, "short")
-    clients = {"http": _over_http, "grpc": _over_grpc}[protocol](served.server)
     results: list[Any] = []
-    flood = threading.Thread(
-        target=lambda: results.extend(in_threads([partial(c, "short") for c in clients]))
-    )
-    flood.start()
-    until_pending(served.server, "short", 10)
-    open_gate()
-    flood.join(PATIENCE)
+    with {"http": _over_http, "grpc": _over_grpc}[protocol](served.server) as clients:
+        flood = threading.Thread(
+            target=lambda: results.extend(in_threads([partial(c, "short") for c in clients]))
+        )
+        flood.start()
+        until_pending(served.server, "short", 10)
+        open_gate()
+        flood.join(PATIENCE)
     refused = [r for r in results if isinstance(r, InferenceServerException)]
     answered = [r for r in results if not isinstance(r, Exception)]
     assert len(refused) + len(answered) == len(results) == 200
@@ -232,25 +233,27 @@ def test_a_flood_is_answered_or_refused(served: Served, occupy: Occupy, protocol
     assert sum(failures(served.server, "short").values()) == 0
 
 
-def _over_http(server: Running) -> Sequence[Callable[[str], Any]]:
+@contextmanager
+def _over_http(server: Running) -> Iterator[Sequence[Callable[[str], Any]]]:
     def ask(model: str) -> Any:
         with http_client.InferenceServerClient(server.http_url) as client:
             tensor = http_client.InferInput("X", [1, 1], "INT32")
             tensor.set_data_from_numpy(np.array([[5]], np.int32))
             return client.infer(model, [tensor]).as_numpy("Y").item()
 
-    return [ask] * 200
+    yield [ask] * 200
 
 
-def _over_grpc(server: Running) -> Sequence[Callable[[str], Any]]:
-    client = grpc_client.InferenceServerClient(server.grpc_url)
+@contextmanager
+def _over_grpc(server: Running) -> Iterator[Sequence[Callable[[str], Any]]]:
+    with grpc_client.InferenceServerClient(server.grpc_url) as client:
 
-    def ask(model: str) -> Any:
-        tensor = grpc_client.InferInput("X", [1, 1], "INT32")
-        tensor.set_data_from_numpy(np.array([[5]], np.int32))
-        return client.infer(model, [tensor]).as_numpy("Y").item()
+        def ask(model: str) -> Any:
+            tensor = grpc_client.InferInput("X", [1, 1], "INT32")
+            tensor.set_data_from_numpy(np.array([[5]], np.int32))
+            return client.infer(model, [tensor]).as_numpy("Y").item()
 
-    return [ask] * 200
+        yield [ask] * 200
 
 
 def test_a_timeout_of_the_client_ends_the_wait(served: Served, occupy: Occupy) -> None:

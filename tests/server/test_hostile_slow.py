@@ -46,19 +46,25 @@ def crowd(port: int, data: bytes, count: int = 50) -> Iterator[list[Peer]]:
         yield [closing.enter_context(Peer(port, data)) for _ in range(count)]
 
 
-@pytest.mark.parametrize("port", ["HTTPService", "Metrics"])
-def test_clients_that_send_nothing(victim: Victim, port: str) -> None:
+@contextmanager
+def crowds(victim: Victim, data: bytes) -> Iterator[list[Peer]]:
+    """The same crowd before every port of HTTP, so that all wait for the limit together."""
+    with ExitStack() as closing:
+        ports = [victim.server.ports[name] for name in ("HTTPService", "Metrics")]
+        yield [peer for port in ports for peer in closing.enter_context(crowd(port, data))]
+
+
+def test_clients_that_send_nothing(victim: Victim) -> None:
     def attack() -> None:
-        with crowd(victim.server.ports[port], b"") as peers:
+        with crowds(victim, b"") as peers:
             assert [peer.rest() for peer in peers] == [b""] * len(peers)
 
     victim.suffers(attack)
 
 
-@pytest.mark.parametrize("port", ["HTTPService", "Metrics"])
-def test_heads_that_come_byte_by_byte(victim: Victim, port: str) -> None:
+def test_heads_that_come_byte_by_byte(victim: Victim) -> None:
     def attack() -> None:
-        with crowd(victim.server.ports[port], b"GET / HTTP/1.1\r\nX: ") as peers:
+        with crowds(victim, b"GET / HTTP/1.1\r\nX: ") as peers:
             waiting = list(peers)
             while waiting:
                 is_served(victim.server)
@@ -73,10 +79,9 @@ def test_heads_that_come_byte_by_byte(victim: Victim, port: str) -> None:
     victim.suffers(attack)
 
 
-@pytest.mark.parametrize("port", ["HTTPService", "Metrics"])
-def test_heads_that_do_not_go_on(victim: Victim, port: str) -> None:
+def test_heads_that_do_not_go_on(victim: Victim) -> None:
     def attack() -> None:
-        with crowd(victim.server.ports[port], b"GET / HTTP/1.1\r\nX: ") as peers:
+        with crowds(victim, b"GET / HTTP/1.1\r\nX: ") as peers:
             is_served(victim.server)
             for peer in peers:
                 found = peer.answer()
@@ -85,24 +90,29 @@ def test_heads_that_do_not_go_on(victim: Victim, port: str) -> None:
     victim.suffers(attack)
 
 
-@pytest.mark.parametrize(
-    "data",
-    [
-        head_of(INFER, f"Content-Length: {len(GOOD)}"),
-        request_of(GOOD)[:-1],
-        head_of(INFER, "Transfer-Encoding: chunked") + b"5\r\n{",
-        head_of(INFER, "Content-Encoding: gzip", "Content-Length: 99") + b"\x1f\x8b",
-    ],
-    ids=["none", "half", "chunk", "gzip"],
-)
-def test_bodies_that_do_not_go_on(victim: Victim, data: bytes) -> None:
+UNFINISHED = {
+    "none": head_of(INFER, f"Content-Length: {len(GOOD)}"),
+    "half": request_of(GOOD)[:-1],
+    "chunk": head_of(INFER, "Transfer-Encoding: chunked") + b"5\r\n{",
+    "gzip": head_of(INFER, "Content-Encoding: gzip", "Content-Length: 99") + b"\x1f\x8b",
+}
+
+
+def test_bodies_that_do_not_go_on(victim: Victim) -> None:
+    """Of every kind at once, so that all wait for the limit together."""
+
     def attack() -> None:
-        with crowd(victim.server.http, data) as peers:
+        with ExitStack() as closing:
+            kinds = {
+                name: closing.enter_context(crowd(victim.server.http, data, 25))
+                for name, data in UNFINISHED.items()
+            }
             is_served(victim.server)
-            for peer in peers:
-                found = peer.answer()
-                assert (found.status, found.body) == (408, TOO_LATE % b"body")
-                assert peer.rest() == b""
+            for name, peers in kinds.items():
+                for peer in peers:
+                    found = peer.answer()
+                    assert (found.status, found.body) == (408, TOO_LATE % b"body"), name
+                    assert peer.rest() == b"", name
 
     victim.suffers(attack)
 

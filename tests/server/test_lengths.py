@@ -3,8 +3,6 @@ padding, also with a sentence encoder that people use."""
 
 import importlib.util
 import shutil
-import subprocess
-import sys
 import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -22,7 +20,6 @@ pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
 
 Array = np.ndarray[Any, Any]
 Outputs = dict[str, Array]
-EXAMPLES = Path(__file__).parents[2] / "examples"
 
 TOGETHER = 4
 PATIENT = f"""
@@ -243,11 +240,12 @@ SENTENCES = (
 
 @pytest.mark.skipif(bool(MISSING), reason=f"not installed: {', '.join(MISSING)}")
 def test_sentences_that_share_a_padded_batch_mean_what_they_mean_alone(
-    tmp_path: Path, start_server: Callable[..., Running]
+    tmp_path: Path, prepared_examples: Path, start_server: Callable[..., Running]
 ) -> None:
     from tokenizers import Tokenizer
 
-    repository = prepared(tmp_path)
+    repository = tmp_path / "models"
+    shutil.copytree(prepared_examples / "minilm", repository / "minilm")
     config = repository / "minilm" / "config.pbtxt"
     patient = config.read_text().replace(
         "dynamic_batching { }",
@@ -255,7 +253,7 @@ def test_sentences_that_share_a_padded_batch_mean_what_they_mean_alone(
     )
     config.write_text(patient.replace("1.25", "100"))  # so that all eight meet
     server = start_server(repository)
-    tokenizer = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    tokenizer = Tokenizer.from_file(str(prepared_examples / "tokenize" / "tokenizer.json"))
     tokenizer.no_padding()
     rows = [np.array([tokenizer.encode(text).ids], np.int64) for text in SENTENCES]
     assert len({row.shape for row in rows}) > 4
@@ -266,16 +264,6 @@ def test_sentences_that_share_a_padded_batch_mean_what_they_mean_alone(
         assert float(here["embedding"][0] @ there[0]) >= 0.9999
     others = np.concatenate(alone) @ np.concatenate(alone).T - np.eye(len(alone))
     assert others.max() < 0.95  # so that the wrong sentence would be noticed
-
-
-def prepared(folder: Path) -> Path:
-    """A repository of the encoder alone, as the examples make it; its tokenizer beside it."""
-    made, repository = folder / "made", folder / "models"
-    command = [sys.executable, str(EXAMPLES / "prepare.py"), "--output", str(made)]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    shutil.copytree(made / "minilm", repository / "minilm")
-    shutil.copyfile(made / "tokenize" / "tokenizer.json", folder / "tokenizer.json")
-    return repository
 
 
 def encoded(repository: Path, row: Array) -> Array:

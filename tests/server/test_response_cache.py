@@ -97,13 +97,18 @@ def test_a_request_of_a_sequence_is_not_cached(server: Running) -> None:
     assert found == [plain + 1, plain + 2]
 
 
-def test_shapes_of_equal_bytes_are_other_requests(server: Running) -> None:
-    client = tritonclient.http.InferenceServerClient(server.http_url)
+@pytest.fixture
+def http_client(server: Running) -> Iterator[Any]:
+    with tritonclient.http.InferenceServerClient(server.http_url) as client:
+        yield client
+
+
+def test_shapes_of_equal_bytes_are_other_requests(http_client: Any) -> None:
     values = np.arange(1000, 1004, dtype=np.int32)
     shapes = ((1, 4), (2, 2), (4, 1))
-    answers = [_http(client, values.reshape(shape)) for shape in shapes]
+    answers = [_http(http_client, values.reshape(shape)) for shape in shapes]
     assert [found.as_numpy("TWICE").shape for found in answers] == list(shapes)
-    again = [_http(client, values.reshape(shape)) for shape in shapes]
+    again = [_http(http_client, values.reshape(shape)) for shape in shapes]
     for one, other in zip(answers, again, strict=True):
         assert np.array_equal(one.as_numpy("RUN"), other.as_numpy("RUN"))
         assert np.array_equal(one.as_numpy("WORDS"), other.as_numpy("WORDS"))
@@ -116,23 +121,21 @@ def _http(client: Any, rows: Any, *outputs: str, classes: int = 0, **options: An
     return client.infer("counting", [tensor], outputs=wanted or None, **options)
 
 
-def test_only_the_outputs_that_are_asked_for(server: Running) -> None:
-    client = tritonclient.http.InferenceServerClient(server.http_url)
+def test_only_the_outputs_that_are_asked_for(http_client: Any) -> None:
     rows = np.array([[21, 22]], np.int32)
     for outputs in (("TWICE",), ("RUN",), ("TWICE", "RUN"), ("TWICE",), ("RUN",)):
-        found = _http(client, rows, *outputs)
+        found = _http(http_client, rows, *outputs)
         assert {output["name"] for output in found.get_response()["outputs"]} == set(outputs)
 
 
-def test_classes_are_found_in_what_was_kept(server: Running) -> None:
-    client = tritonclient.http.InferenceServerClient(server.http_url)
+def test_classes_are_found_in_what_was_kept(server: Running, http_client: Any) -> None:
     rows = np.array([[31, 33, 32]], np.int32)
-    plain = _http(client, rows, "TWICE").as_numpy("TWICE").tolist()
+    plain = _http(http_client, rows, "TWICE").as_numpy("TWICE").tolist()
     hits = counted(server, "counting")["cache_hit"]
     for count, classes in ((1, [b"66:1"]), (2, [b"66:1", b"64:2"])):
-        found = _http(client, rows, "TWICE", classes=count)
+        found = _http(http_client, rows, "TWICE", classes=count)
         assert found.as_numpy("TWICE").tolist() == [classes]
-    assert _http(client, rows, "TWICE").as_numpy("TWICE").tolist() == plain == [[62, 66, 64]]
+    assert _http(http_client, rows, "TWICE").as_numpy("TWICE").tolist() == plain == [[62, 66, 64]]
     assert counted(server, "counting")["cache_hit"] == hits + 3
 
 
@@ -147,20 +150,18 @@ def test_errors_are_not_kept(server: Running) -> None:
     assert after["cache_miss"] == before["cache_miss"]
 
 
-def test_large_tensors(server: Running) -> None:
-    client = tritonclient.http.InferenceServerClient(server.http_url)
+def test_large_tensors(http_client: Any) -> None:
     rows = np.arange(2**19, dtype=np.int32).reshape(1, -1)
-    first, second = _http(client, rows), _http(client, rows)
+    first, second = _http(http_client, rows), _http(http_client, rows)
     assert np.array_equal(second.as_numpy("TWICE"), 2 * rows)
     assert first.as_numpy("RUN").tolist() == second.as_numpy("RUN").tolist()
     rows[0, -1] += 1
-    assert _http(client, rows).as_numpy("RUN").tolist() != first.as_numpy("RUN").tolist()
+    assert _http(http_client, rows).as_numpy("RUN").tolist() != first.as_numpy("RUN").tolist()
 
 
-def test_a_response_that_is_larger_than_the_cache_is_given_all_the_same(server: Running) -> None:
-    client = tritonclient.http.InferenceServerClient(server.http_url)
+def test_a_response_that_is_larger_than_the_cache_is_given_all_the_same(http_client: Any) -> None:
     rows = np.zeros((1, 5 << 20), np.int32)
-    runs = [_http(client, rows).as_numpy("RUN").item() for _ in range(2)]
+    runs = [_http(http_client, rows).as_numpy("RUN").item() for _ in range(2)]
     assert runs[1] == runs[0] + 1
 
 
@@ -208,21 +209,20 @@ def test_a_grpc_stream(server: Running, grpc_client: Any, model: str) -> None:
     assert after["cache_miss"] - before["cache_miss"] == 2
 
 
-def test_tensors_in_shared_memory_are_not_cached(server: Running) -> None:
-    client = tritonclient.http.InferenceServerClient(server.http_url)
+def test_tensors_in_shared_memory_are_not_cached(server: Running, http_client: Any) -> None:
     rows = np.array([[71]], np.int32)
     region = shm.create_shared_memory_region("cached", "/microkernel_cached", rows.nbytes)
     try:
         shm.set_shared_memory_region(region, [rows])
-        client.register_system_shared_memory("cached", "/microkernel_cached", rows.nbytes)
+        http_client.register_system_shared_memory("cached", "/microkernel_cached", rows.nbytes)
         before = counted(server, "counting")
         for _ in range(2):
             tensor = tritonclient.http.InferInput("X", [1, 1], "INT32")
             tensor.set_shared_memory("cached", rows.nbytes)
-            client.infer("counting", [tensor])
+            http_client.infer("counting", [tensor])
         after = counted(server, "counting")
     finally:
-        client.unregister_system_shared_memory("cached")
+        http_client.unregister_system_shared_memory("cached")
         shm.destroy_shared_memory_region(region)
     assert after["success"] - before["success"] == 2
     assert after["cache_hit"] == before["cache_hit"]

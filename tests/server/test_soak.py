@@ -19,9 +19,9 @@ from soak_clients import CLIENTS, GOOD, KILLED, LEFT, LOST, REFUSED, Client
 from soak_measures import MIB, Sample, report, sample, settled, slope
 from soak_models import STEADY, write_models
 
-SHORT = 20.0
+SHORT = 10.0
 LONG = float(os.environ.get("SOAK_SECONDS", "600"))
-_INTERVAL = 0.5
+_INTERVAL = 0.25
 _FEW = 4
 """How many threads or blocks may be made late, when chance has more happen at once than before."""
 _STEPS = 32 * MIB

@@ -44,7 +44,7 @@ def test_a_model_can_go_on_with_the_trace(start_server: Start, tmp_path: Path) -
         tmp_path / "models",
         *(f"--trace-config={flag}" for flag in flags),
         NOBODY,
-        environment={"NO_PROXY": ADDRESS},
+        environment={"NO_PROXY": ADDRESS, "OTEL_EXPORTER_OTLP_TIMEOUT": "1"},
     )
     for worker in ("instance", "thread"):
         assert said(server, worker) == "None"
