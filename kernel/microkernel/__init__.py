@@ -21,6 +21,7 @@ from microkernel.batch import Batch
 from microkernel.batching import BatchingStrategy, OpenBatch
 from microkernel.binding import Binding
 from microkernel.cache import Cache, CacheType
+from microkernel.command import CommandType
 from microkernel.config.codec import config_from_json, config_to_json, config_to_text
 from microkernel.config.model import (
     DynamicBatching,
@@ -46,6 +47,7 @@ from microkernel.errors import (
     Unavailable,
     Unknown,
     Unsupported,
+    WorkerFailed,
     error_from,
 )
 from microkernel.families import Metric, MetricFamily, MetricKind
@@ -98,10 +100,12 @@ from microkernel.tensor import (
 from microkernel.trace import Trace, TracedTensor
 
 if TYPE_CHECKING:
+    from microkernel.config.parse import parse_text
     from microkernel.hookspecs import (
         RegisterBackend,
         RegisterBatchingStrategy,
         RegisterCache,
+        RegisterCommand,
         RegisterFrontend,
         RegisterOptions,
         RegisterPreset,
@@ -117,16 +121,18 @@ _LATER = {
     "RegisterBackend": "microkernel.hookspecs",
     "RegisterBatchingStrategy": "microkernel.hookspecs",
     "RegisterCache": "microkernel.hookspecs",
+    "RegisterCommand": "microkernel.hookspecs",
     "RegisterFrontend": "microkernel.hookspecs",
     "RegisterOptions": "microkernel.hookspecs",
     "RegisterPreset": "microkernel.hookspecs",
     "hookimpl": "microkernel.hookspecs",
+    "parse_text": "microkernel.config.parse",
     "ResponseStream": "microkernel.responses",
     "Server": "microkernel.inprocess",
     "TlsFiles": "microkernel.tls",
     "UnixSocket": "microkernel.unix_sockets",
 }
-"""Names that come from modules which import pluggy, asyncio, ssl or socket."""
+"""Names that come from modules which import protobuf, pluggy, asyncio, ssl or socket."""
 
 
 def __getattr__(name: str) -> Any:
@@ -154,6 +160,7 @@ __all__ = [
     "Cache",
     "CacheType",
     "Cancelled",
+    "CommandType",
     "Compute",
     "CudaRegion",
     "DataType",
@@ -195,6 +202,7 @@ __all__ = [
     "RegisterBackend",
     "RegisterBatchingStrategy",
     "RegisterCache",
+    "RegisterCommand",
     "RegisterFrontend",
     "RegisterOptions",
     "RegisterPreset",
@@ -223,6 +231,7 @@ __all__ = [
     "UnixSocket",
     "Unknown",
     "Unsupported",
+    "WorkerFailed",
     "WorkerKind",
     "config_from_json",
     "config_to_json",
@@ -238,6 +247,7 @@ __all__ = [
     "model_inputs",
     "model_outputs",
     "option",
+    "parse_text",
     "parse_version",
     "processors",
     "raw_view",

@@ -69,7 +69,10 @@ class Instance(ABC):
         come again in a later batch.
 
         An exception fails the whole batch: one of our errors as it is, any other as Internal with
-        its text. Output arrays are copied out before the next call, so they may be reused then.
+        its text. WorkerFailed ends the worker, which is started again: no instance in it gets
+        another batch or is closed, and what the others are running fails as well. In a process that
+        is certain; of a worker in the server's process the memory is left behind. Output arrays are
+        copied out before the next call, so they may be reused then.
         """
 
     def stream(self, batch: Batch, senders: Sequence[Sender]) -> None:
@@ -78,7 +81,8 @@ class Instance(ABC):
         gets its next batch when it returns. Tensors of the requests stay valid until their final
         response is sent.
 
-        An exception fails those requests whose final response has not been sent. A backend that
+        An exception fails those requests whose final response has not been sent; WorkerFailed ends
+        the worker as in `execute`, and with it every open request of it. A backend that
         does not override this answers each request once, with what `execute` gives for it.
         """
         for sender, outcome in zip(senders, self.execute(batch), strict=True):
@@ -114,7 +118,8 @@ class Backend(ABC):
 
     def complete(self, config: ModelConfig, files: Path) -> ModelConfig:
         """Fill in what the model's files can tell: max_batch_size, input, output, the scheduling
-        choice if none was made, and whether the model is decoupled. Other changes are dropped.
+        choice if none was made, whether the model is decoupled, and the number of instances in an
+        instance group, if none was written. Other changes are dropped.
         Called before `load`, in the same worker, unless the operator turned auto-completion off.
         Raises InvalidArgument where the model contradicts `config`."""
         return config
@@ -130,7 +135,9 @@ class BackendType:
     version directory, or one of whose `filenames` lies there. `recognise` gives the configuration
     with what the directory tells of a model of this backend, or None. `worker` is where its models
     run, or what `hosting` says for the directory of a version, unless the model's parameter
-    `WORKER` says otherwise. Both run in the server and must import nothing heavy. `preload` names
+    `WORKER` says otherwise. `labels` gives the labels that the files of a version carry for their
+    outputs, by the output's name, where the configuration names no `label_filename`. These three
+    run in the server and must import nothing heavy; they raise to fail the load. `preload` names
     modules that a fork server imports once for all workers; importing them must start no
     computation. `environment` is set before that. `requires` names the modules that must be
     importable for the backend to be available, and `extra` the extra of the distribution that
@@ -146,6 +153,7 @@ class BackendType:
     recognise: Callable[[ModelConfig, Path], ModelConfig | None] | None = None
     worker: WorkerKind = "process"
     hosting: Callable[[ModelConfig, Path], WorkerKind] | None = None
+    labels: Callable[[ModelConfig, Path], Mapping[str, Sequence[str]]] | None = None
     preload: Sequence[str] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
     requires: Sequence[str] = ()

@@ -1,5 +1,5 @@
-"""`microkernel check`: what is wrong with the models of a repository, and what would be filled
-in."""
+"""`microkernel check` and `config`: what is wrong with the models of a repository, and what would
+be filled in."""
 
 import difflib
 from collections.abc import AsyncIterator, Sequence
@@ -13,7 +13,7 @@ from microkernel.ensembles.dependencies import not_available, not_loaded, refuse
 from microkernel.ensembles.fitting import fitted
 from microkernel.errors import InvalidArgument, MicrokernelError
 from microkernel.models.loader import Loader
-from microkernel.repository.store import DUPLICATE, Found, find_models
+from microkernel.repository.store import DUPLICATE, Found, find_models, versions
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +36,28 @@ async def check(repository: Path, loader: Loader) -> AsyncIterator[Verdict]:
     checker = _Checker(found, loader)
     for name in sorted({*found.models, *found.duplicates}):
         yield await checker.verdict(name)
+
+
+async def configuration(directory: Path, version: int | None, loader: Loader) -> ModelConfig:
+    """The configuration that a model would be served with, without the defaults that a person need
+    not write: of the given version, else of the latest that would serve.
+
+    The models of an ensemble are looked for beside it. Raises what completing raises, and
+    InvalidArgument for a version that is not there.
+    """
+    config = loader.read(directory)
+    chosen = loader.chosen(config, directory)[-1]
+    if version is not None:
+        present = versions(directory).found
+        if version not in present:
+            known = ", ".join(map(str, present))
+            raise InvalidArgument(
+                f"model '{config.name}' has no version {version}; there are {known}"
+            )
+        chosen = version
+    if config.platform == ENSEMBLE:
+        return await _Checker(find_models([directory.parent]), loader).ensemble(config)
+    return await loader.filled(config, directory, chosen)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,14 +104,19 @@ class _Checker:
     async def _complete(self, name: str, directory: Path) -> _Completed:
         loader = self._loader
         config = loader.read(directory)
-        versions = loader.chosen(config, directory)
+        chosen = loader.chosen(config, directory)
         completed = config
-        for version in versions:
+        for version in chosen:
             completed = await loader.completed(config, directory, version)
         if config.platform == ENSEMBLE:
-            refuse_circle(name, self._needs)
-            completed, _ = fitted(completed, await self._models(completed))
-        return _Completed(completed, versions)
+            completed = await self.ensemble(completed)
+        return _Completed(completed, chosen)
+
+    async def ensemble(self, config: ModelConfig) -> ModelConfig:
+        """An ensemble as it serves with its models. Raises InvalidArgument where it does not."""
+        refuse_circle(config.name, self._needs)
+        fitting, _ = fitted(config, await self._models(config))
+        return fitting
 
     async def _models(self, ensemble: ModelConfig) -> list[ModelConfig]:
         """The configurations of the models of an ensemble's steps."""

@@ -4,6 +4,7 @@
     ├── Internal         our fault, or a backend's
     ├── NotFound         no such model, version or region
     ├── Unavailable      not now: not ready, queue full, worker died, shutting down
+    │   └── WorkerFailed     a backend's process cannot go on
     ├── Unsupported      understood, but not offered
     ├── InvalidArgument  the caller's fault
     ├── AlreadyExists    the name is taken
@@ -49,6 +50,14 @@ class Unavailable(MicrokernelError):
 
     code = "UNAVAILABLE"
     prefix = "Unavailable"
+
+
+class WorkerFailed(Unavailable):
+    """The process of a backend cannot go on: what it holds is damaged, as after a fault of a GPU.
+
+    Raised by `Instance.execute` or `Instance.stream` it fails the batch and ends the worker, which
+    is started again; see `Instance`. Clients see it as Unavailable.
+    """
 
 
 class Unsupported(MicrokernelError):

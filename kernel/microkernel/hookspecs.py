@@ -14,6 +14,7 @@ import pluggy
 from microkernel.backend import BackendType
 from microkernel.batching import StrategyFactory
 from microkernel.cache import CacheType
+from microkernel.command import CommandType
 from microkernel.frontend import FrontendFactory
 
 PROJECT = "microkernel"
@@ -27,6 +28,7 @@ RegisterPreset: TypeAlias = Callable[[str, Any], None]
 RegisterBackend: TypeAlias = Callable[[BackendType], None]
 RegisterCache: TypeAlias = Callable[[CacheType], None]
 RegisterBatchingStrategy: TypeAlias = Callable[[str, StrategyFactory], None]
+RegisterCommand: TypeAlias = Callable[[CommandType], None]
 
 
 class RegisterFrontend:
@@ -81,3 +83,9 @@ def register_caches(register: RegisterCache) -> None:
 def register_batching_strategies(register: RegisterBatchingStrategy) -> None:
     """Announce batching strategies: `register(name, factory)`. A model whose parameter
     `BATCH_STRATEGY` names one has it asked which requests may share a batch."""
+
+
+@hookspec
+def register_commands(register: RegisterCommand) -> None:
+    """Add commands to `microkernel`, a `CommandType` each. `microkernel --help` lists them; what
+    they run is imported when they are called."""

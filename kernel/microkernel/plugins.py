@@ -6,7 +6,7 @@ brings and what is built in take the same road.
 
 import importlib.util
 import tomllib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.metadata import EntryPoint, entry_points
@@ -19,6 +19,7 @@ from microkernel import hookspecs
 from microkernel.backend import BackendType
 from microkernel.batching import StrategyFactory
 from microkernel.cache import CacheType
+from microkernel.command import CommandType
 from microkernel.errors import InvalidArgument
 from microkernel.frontend import FrontendFactory
 from microkernel.hookspecs import ENTRY_POINT_GROUP, PROJECT, RegisterFrontend
@@ -53,22 +54,23 @@ class Plugin:
     frontends: list[FrontendType] = field(default_factory=list)
     caches: list[CacheType] = field(default_factory=list)
     strategies: dict[str, StrategyFactory] = field(default_factory=dict)
+    commands: list[CommandType] = field(default_factory=list)
 
     @property
     def kind(self) -> str:
-        """`backend`, `frontend`, `cache`, `batching`, several of them, or `none`."""
+        """`backend`, `frontend`, `cache`, `batching`, `command`, several of them, or `none`."""
         kinds = {
             "backend": self.backends,
             "frontend": self.frontends,
             "cache": self.caches,
             "batching": self.strategies,
+            "command": self.commands,
         }
         return ", ".join(kind for kind, found in kinds.items() if found) or "none"
 
     def missing(self) -> list[str]:
         """The modules that the plug-in needs and that cannot be imported here."""
-        modules = {module for one in self._parts() for module in one.requires}
-        return sorted(module for module in modules if not _importable(module))
+        return _missing(module for one in self._parts() for module in one.requires)
 
     def _parts(self) -> list[BackendType | FrontendType | CacheType]:
         return [*self.backends, *self.frontends, *self.caches]
@@ -77,13 +79,22 @@ class Plugin:
         """What would make the plug-in available: "" if it is."""
         if self.error:
             return self.error
-        if not (missing := self.missing()):
+        return self._installation(self.missing(), {one.extra for one in self._parts()} - {""})
+
+    def remedy_of(self, command: CommandType) -> str:
+        """What would make a command of an available plug-in available: "" if it is."""
+        return self._installation(_missing(command.requires), {command.extra} - {""})
+
+    def _installation(self, missing: Sequence[str], extras: Iterable[str]) -> str:
+        if not missing:
             return ""
-        extras = {one.extra for one in self._parts()} - {""}
-        package = (
-            f"{self.distribution}[{','.join(sorted(extras))}]" if extras else " ".join(missing)
-        )
+        named = ",".join(sorted(extras))
+        package = f"{self.distribution}[{named}]" if named else " ".join(missing)
         return f"needs {', '.join(missing)}: pip install '{package}'"
+
+
+def _missing(modules: Iterable[str]) -> list[str]:
+    return sorted(module for module in set(modules) if not _importable(module))
 
 
 def _importable(module: str) -> bool:
@@ -228,10 +239,11 @@ def _ask(point: EntryPoint, enabled: bool) -> Plugin:
         hook.register_frontends(register=_FrontendRegister(plugin))
         hook.register_caches(register=plugin.caches.append)
         hook.register_batching_strategies(register=plugin.strategies.__setitem__)
+        hook.register_commands(register=plugin.commands.append)
     except (Exception, SystemExit) as error:  # noqa: BLE001 - one plug-in must not stop all
         plugin.error = f"cannot be used: {type(error).__name__}: {error}"
         plugin.backends, plugin.frontends, plugin.caches, plugin.presets = [], [], [], {}
-        plugin.strategies = {}
+        plugin.strategies, plugin.commands = {}, []
     return plugin
 
 

@@ -316,6 +316,9 @@ class FakeWorker:
         for instance in self.instances:
             instance.fail(error)
 
+    async def released(self) -> None:
+        pass
+
     async def stop(self) -> None:
         self.stopped = True
 

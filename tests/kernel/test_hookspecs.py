@@ -61,6 +61,7 @@ def test_the_hooks_are_those_that_are_documented() -> None:
         "register_frontends",
         "register_caches",
         "register_batching_strategies",
+        "register_commands",
     ]
 
 

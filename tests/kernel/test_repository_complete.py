@@ -289,7 +289,7 @@ def test_a_backend_completes_some_parts_and_no_others() -> None:
         output=completed.output,
         model_transaction_policy=completed.model_transaction_policy,
         dynamic_batching=completed.dynamic_batching,
-        instance_group=(group("g"),),
+        instance_group=(group("g", 2),),
     )
     assert merge_completed(before, after) == ModelConfig(
         name="m",
@@ -300,7 +300,16 @@ def test_a_backend_completes_some_parts_and_no_others() -> None:
         output=completed.output,
         model_transaction_policy=TransactionPolicy(decoupled=True),
         dynamic_batching=DynamicBatching(),
+        instance_group=(InstanceGroup(count=2),),
     )
+
+
+def test_instance_groups_are_kept_as_they_were_written() -> None:
+    before = ModelConfig(instance_group=(group("g"),))
+    after = ModelConfig(instance_group=(group("g", 4),))
+    assert merge_completed(before, after) == before
+    one = ModelConfig(instance_group=(group("g", 1),))
+    assert merge_completed(ModelConfig(), one) == ModelConfig()
 
 
 def test_a_scheduling_choice_is_kept_as_it_was_written() -> None:

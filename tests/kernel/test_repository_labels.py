@@ -4,9 +4,12 @@ from pathlib import Path
 
 import pytest
 
+from microkernel.backend import BackendType
 from microkernel.config.model import ModelConfig, ModelOutput
 from microkernel.errors import InvalidArgument, Unsupported
+from microkernel.models.loader import _read_files
 from microkernel.repository.labels import read_labels
+from microkernel.workers.contract import Hosted
 
 
 def config(name: str) -> ModelConfig:
@@ -61,3 +64,18 @@ def test_a_file_that_cannot_be_read(tmp_path: Path, name: str) -> None:
     with pytest.raises(InvalidArgument) as caught:
         read_labels(config(name), tmp_path)
     assert str(caught.value).startswith(f"label file '{name}' of output 'A' cannot be read: ")
+
+
+def test_labels_that_a_version_carries_give_way_to_files(tmp_path: Path) -> None:
+    (tmp_path / "labels.txt").write_text("file")
+    asked: list[Path] = []
+
+    def carried(config: ModelConfig, files: Path) -> dict[str, tuple[str, ...]]:
+        asked.append(files)
+        return {"A": ("carried",), "B": ("carried",)}
+
+    backend = BackendType("odd", "odd:make", labels=carried)
+    hosted = Hosted(backend, None, "m", 1, tmp_path / "1")
+    found = _read_files(config("labels.txt"), tmp_path, hosted)
+    assert found.labels == {"A": ("file",), "B": ("carried",)}
+    assert asked == [tmp_path / "1"]

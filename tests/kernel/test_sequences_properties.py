@@ -307,7 +307,7 @@ class SequenceMachine(RuleBasedStateMachine):
             self.run(asyncio.sleep(IDLE))
         assert len(self.answered) == len(self.accepted)
         slots = self.scheduler._slots
-        # One that is closed has nothing to wait for, so it rings no more for sequences that are idle.
+        # One that is closed waits for nothing, so it rings no more for sequences that are idle.
         assert self.closed or not slots._bound
         assert not any(line.queue for line in slots._bound.values())
         assert not slots._gone and not slots._waiting  # noqa: PT018

@@ -134,7 +134,8 @@ async def test_parts_reach_their_batches(played: Callable[..., Played], ask: Ask
         (lambda it: [it.result(Internal("x"))], "1 outcomes that nobody asked for"),
         (lambda it: [frame(Kind.PART, b"short")], "ValueError("),
         (lambda it: [frame(Kind.RESULT, b"")], "error("),
-        (lambda it: [frame(Kind.LOG, b"{}")], "error("),
+        (lambda it: [frame(Kind.LOG, b"{}")], "a message of the kind LOG, which no instance sends"),
+        (lambda it: [frame(Kind.FATAL, b"\xff")], "UnicodeDecodeError("),
         (
             lambda it: [
                 part_message(0, None, it.schema, Moments(1, 2**62), final=True)[0],
@@ -151,6 +152,7 @@ async def test_parts_reach_their_batches(played: Callable[..., Played], ask: Ask
         "short",
         "empty",
         "log",
+        "last words",
         "late",
     ],
 )

@@ -126,6 +126,7 @@ class Crew:
         self._warming = Warming(samples, events.stats, config.decoupled)
         self._loop = asyncio.get_running_loop()
         self._restarts: set[asyncio.Task[None]] = set()
+        self._endings: set[asyncio.Task[None]] = set()
         self._stopping = False
         self._drained = asyncio.Event()
         self._log = log.bind(model=config.name)
@@ -153,7 +154,8 @@ class Crew:
         if self._stopping:
             await worker.stop()
             return
-        worker.watch(lambda error: self._lost(seat, error))
+        watched = worker
+        worker.watch(lambda error: self._lost(seat, watched, error))
         seat.worker, seat.posts, seat.since = worker, posts, self._loop.time()
         self._roster.admit(posts)
         for post in posts:
@@ -295,8 +297,11 @@ class Crew:
     def _busy(self) -> bool:
         return any(seat.busy for seat in self._seats)
 
-    def _lost(self, seat: Seat, error: MicrokernelError) -> None:
+    def _lost(self, seat: Seat, worker: Worker, error: MicrokernelError) -> None:
         gone, seat.worker, seat.posts = seat.posts, None, ()
+        ending = self._loop.create_task(worker.released())
+        self._endings.add(ending)
+        ending.add_done_callback(self._endings.discard)
         self._roster.dismiss(gone)
         for post in gone:
             self._events.left(post.instance)
@@ -306,11 +311,12 @@ class Crew:
         if self._loop.time() - seat.since > SETTLED:
             seat.delay = FIRST_DELAY
         self._log.error("worker lost", reason=str(error), restart_seconds=seat.delay)
-        task = self._loop.create_task(self._restart(seat))
+        task = self._loop.create_task(self._restart(seat, ending))
         self._restarts.add(task)
         task.add_done_callback(self._restarts.discard)
 
-    async def _restart(self, seat: Seat) -> None:
+    async def _restart(self, seat: Seat, ending: asyncio.Task[None]) -> None:
+        await asyncio.wait([ending])  # there may not be room for two workers
         while True:
             delay, seat.delay = seat.delay, min(seat.delay * 2, LONGEST_DELAY)
             await asyncio.sleep(delay)
@@ -331,7 +337,8 @@ class Crew:
                 seat.worker.kill(reason)
 
     async def stop(self) -> None:
-        """Let running batches finish, then stop every worker."""
+        """Let running batches finish, then stop every worker; those that were lost have ended by
+        then, too."""
         self._stopping = True
         for task in self._restarts:
             task.cancel()
@@ -340,7 +347,7 @@ class Crew:
                 await self._drained.wait()
             workers = [seat.worker for seat in self._seats if seat.worker is not None]
             await asyncio.gather(*self._restarts, return_exceptions=True)
-            await asyncio.gather(*(worker.stop() for worker in workers))
+            await asyncio.gather(*(worker.stop() for worker in workers), *self._endings)
         finally:
             self._leave()
 

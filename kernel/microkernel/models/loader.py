@@ -41,6 +41,7 @@ from microkernel.repository.placing import Share, placements, unknown_policies
 from microkernel.repository.store import config_path, select, versions
 from microkernel.scheduling.rate_limiter import RateLimiter
 from microkernel.workers.contract import Hosted, Worker
+from microkernel.workers.limits import parse_limits, refuse_limits
 from microkernel.workers.process import ProcessWorker
 from microkernel.workers.spawning import ForkServers
 from microkernel.workers.thread import ThreadWorker
@@ -150,8 +151,8 @@ class Loader:
         kind = _worker_kind(config, hosted)
         first = await self._launch(hosted, kind)
         try:
-            config = await self._completed(config, hosted, first)
-            files = await asyncio.to_thread(_read_files, config, directory)
+            config = self._normalised(await self._filled(config, first))
+            files = await asyncio.to_thread(_read_files, config, directory, hosted)
             cache = await model_cache(self._cache, config, directory, version)
             samples = await asyncio.to_thread(read_samples, config, directory, version)
             strategies = Strategies(self._settings.strategies)
@@ -194,28 +195,37 @@ class Loader:
         return new_distributions(self._settings.metrics, config)
 
     async def completed(self, config: ModelConfig, directory: Path, version: int) -> ModelConfig:
-        """The configuration as a backend would complete it; the model is not loaded. An ensemble
-        has no backend."""
+        """The configuration as a backend would complete it, with every default; the model is not
+        loaded. An ensemble has no backend."""
         if config.platform == ENSEMBLE:
             return with_defaults(config)
+        return self._normalised(await self.filled(config, directory, version))
+
+    async def filled(self, config: ModelConfig, directory: Path, version: int) -> ModelConfig:
+        """The configuration of a model with a backend as that would complete it, without the
+        defaults that a person need not write."""
         hosted = self._hosted(config, directory, version)
         worker = await self._launch(hosted, "process")
         try:
-            return await self._completed(config, hosted, worker)
+            return await self._filled(config, worker)
         finally:
             await worker.stop()
 
-    async def _completed(self, config: ModelConfig, hosted: Hosted, worker: Worker) -> ModelConfig:
+    async def _filled(self, config: ModelConfig, worker: Worker) -> ModelConfig:
         if self._settings.auto_complete:
             config = merge_completed(config, await worker.complete(config))
         validate(config, tensors_required=True)
-        gpus = host.gpus() if hosted.backend.gpu else 0
-        return normalise(config, hosted.backend, gpus)
+        return config
+
+    def _normalised(self, config: ModelConfig) -> ModelConfig:
+        backend = self._offers[config.backend].backend
+        return normalise(config, backend, host.gpus() if backend.gpu else 0)
 
     def _hosted(self, config: ModelConfig, directory: Path, version: int) -> Hosted:
         offer = self._offers[config.backend]
         files = directory / str(version)
-        return Hosted(offer.backend, offer.settings, config.name, version, files)
+        limits = parse_limits(config)
+        return Hosted(offer.backend, offer.settings, config.name, version, files, limits)
 
     async def _launch(self, hosted: Hosted, kind: WorkerKind) -> Worker:
         if kind == "thread":
@@ -246,8 +256,11 @@ class Loader:
         await self._forks.close()
 
 
-def _read_files(config: ModelConfig, directory: Path) -> ModelFiles:
-    return ModelFiles(read_labels(config, directory), read_initial_states(config, directory))
+def _read_files(config: ModelConfig, directory: Path, hosted: Hosted) -> ModelFiles:
+    carried = hosted.backend.labels
+    labels = dict(carried(config, hosted.files)) if carried is not None else {}
+    labels |= read_labels(config, directory)
+    return ModelFiles(labels, read_initial_states(config, directory))
 
 
 def _worker_kind(config: ModelConfig, hosted: Hosted) -> WorkerKind:
@@ -259,6 +272,8 @@ def _worker_kind(config: ModelConfig, hosted: Hosted) -> WorkerKind:
             f"parameter 'WORKER' of model '{config.name}' must be one of "
             f"{', '.join(get_args(WorkerKind))}, got '{kind}'"
         )
+    if kind == "thread":
+        refuse_limits(config, hosted.limits)
     return cast("WorkerKind", kind)
 
 

@@ -84,7 +84,8 @@ def with_defaults(config: ModelConfig) -> ModelConfig:
 
 def merge_completed(before: ModelConfig, after: ModelConfig) -> ModelConfig:
     """`before` with what a backend may complete taken from `after`: max_batch_size, inputs,
-    outputs, the transaction policy, and the scheduling choice where `before` makes none.
+    outputs, the transaction policy, the scheduling choice where `before` makes none, and the number
+    of instances where `before` has no instance group.
 
     Raises InvalidArgument where `after` makes another scheduling choice than `before` did.
     """
@@ -100,6 +101,7 @@ def merge_completed(before: ModelConfig, after: ModelConfig) -> ModelConfig:
         input=after.input,
         output=after.output,
         model_transaction_policy=after.model_transaction_policy,
+        instance_group=before.instance_group or _counted(after.instance_group),
     )
     if chosen:
         return merged
@@ -109,6 +111,13 @@ def merge_completed(before: ModelConfig, after: ModelConfig) -> ModelConfig:
         sequence_batching=after.sequence_batching,
         ensemble_scheduling=after.ensemble_scheduling,
     )
+
+
+def _counted(groups: Sequence[InstanceGroup]) -> tuple[InstanceGroup, ...]:
+    """The number of instances that a backend asks for, wherever they may run; the rest of a group
+    is the operator's to say."""
+    counts = [group.count for group in groups if group.count > 1]
+    return tuple(InstanceGroup(count=count) for count in counts[:1])
 
 
 def _named(config: ModelConfig, directory: str) -> ModelConfig:

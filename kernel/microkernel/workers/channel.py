@@ -51,7 +51,10 @@ class BlockingChannel:
         return bool(self._ready)
 
     def take_descriptor(self) -> int:
-        """The next file descriptor that rode along with a message."""
+        """The next file descriptor that rode along with a message. Raises LookupError for one that
+        this process could not take."""
+        if not self._descriptors:
+            raise LookupError("a file did not arrive: this process may open no more")
         return self._descriptors.popleft()
 
 
@@ -138,7 +141,8 @@ class LoopChannel:
             self._on_closed()
             return
         for kind, body in messages:
-            self._on_message(kind, body)
+            if self._open:  # else what an earlier one says has ended it
+                self._on_message(kind, body)
 
     def _received(self, data: bytes) -> Sequence[tuple[Kind, bytes]]:
         """The messages that are complete now. Raises EOFError at the end of the channel and

@@ -14,12 +14,13 @@ import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from microkernel.backend import Backend, Instance, Model, Placement
 from microkernel.batch import Batch
 from microkernel.binding import bind_process
 from microkernel.config.codec import config_from_json, config_to_json
+from microkernel.errors import Unavailable, WorkerFailed
 from microkernel.families import route_metrics
 from microkernel.origin import origin, works_for
 from microkernel.request import InferRequest, Outcome
@@ -102,13 +103,21 @@ class _InstanceLoop:
         self.flags = Flags()
 
     def serve(self, instance: Instance) -> None:
-        """Execute batches until the end of the channel."""
+        """Execute batches until the end of the channel. Raises WorkerFailed where the backend
+        does; the batch is not answered then."""
         while (message := self._next()) is not None:
             if self._schema.decoupled:
                 self._stream(instance, message)
                 continue
             outcomes, times = self._execute(instance, message)
             self._answer(outcomes, times, descriptors.read_blocks(message)[1])
+
+    def give_up(self, error: WorkerFailed) -> NoReturn:
+        """Fail the batch and let the server end this process. It must not end by itself: news of
+        its exit may be faster than the responses that it has just sent."""
+        self._channel.send(wire.fatal_message(str(error)))
+        while True:
+            threading.Event().wait()
 
     def _next(self) -> bytes | None:
         """The next EXECUTE message or answer to NEED; blocks are mapped and unmapped on the way."""
@@ -180,13 +189,16 @@ class _InstanceLoop:
 class _Child:
     """Completes a configuration, loads the model, makes the instances and waits for the end."""
 
-    def __init__(self, control: BlockingChannel, reader: "_Reader") -> None:
+    def __init__(self, control: BlockingChannel, reader: "_Reader", refusal: str) -> None:
+        self._refusal = refusal
         self._control = control
         self._reader = reader
         self._backend: Backend | None = None
 
     def obey(self, kind: Kind, order: Any) -> bool:
         """Do what a message asks for; whether that was all there was to do."""
+        if self._refusal:
+            raise Unavailable(f"model '{order['model']}': {self._refusal}")
         if self._backend is None:
             settings = settings_from_json(order["settings"])
             self._backend = make_backend(order["factory"], settings)
@@ -305,7 +317,7 @@ def _serve(loop: _InstanceLoop, placement: Placement, model: Model, made: _Made)
         return
     made.one()
     try:
-        loop.serve(instance)
+        _serve_batches(loop, instance, placement.name)
     except OSError:
         os._exit(1)  # the server is gone
     except BaseException:
@@ -318,18 +330,27 @@ def _serve(loop: _InstanceLoop, placement: Placement, model: Model, made: _Made)
         log.exception("closing instance %s failed", placement.name)
 
 
+def _serve_batches(loop: _InstanceLoop, instance: Instance, name: str) -> None:
+    try:
+        loop.serve(instance)
+    except WorkerFailed as error:
+        log.critical("the worker of instance %s cannot go on", name, exc_info=True)
+        loop.give_up(error)
+
+
 def _send_failure(control: BlockingChannel, error: BaseException) -> None:
     ours = as_error(error)
     control.send(wire.control_message(Kind.FAILED, [ours.code, str(ours)]))
 
 
-def main(sock: socket.socket) -> None:
-    """Host a model by the orders that come over `sock`; returns when there is nothing to host."""
+def main(sock: socket.socket, refusal: str = "") -> None:
+    """Host a model by the orders that come over `sock`; returns when there is nothing to host.
+    Where there is a `refusal` it is the answer to all of them."""
     control = BlockingChannel(sock)
     root = logging.getLogger()
     root.handlers[:] = [_ControlHandler(control)]
     reader = _Reader(control)
-    child = _Child(control, reader)
+    child = _Child(control, reader, refusal)
     while (message := reader.order()) is not None:
         kind, order = message
         root.setLevel(logging.DEBUG if order["verbose"] else logging.INFO)

@@ -11,18 +11,20 @@ from microkernel.errors import MicrokernelError
 from microkernel.request import Answered, InferRequest
 from microkernel.stats import Execution
 from microkernel.workers.flights import Receiver
+from microkernel.workers.limits import NO_LIMITS, Limits
 
 
 @dataclass(frozen=True, slots=True)
 class Hosted:
     """A model version to host: its backend and that plug-in's settings (None where it declares
-    none), its name, version and directory."""
+    none), its name, version and directory, and the limits of a process that hosts it."""
 
     backend: BackendType
     settings: Any
     model: str
     version: int
     files: Path
+    limits: Limits = NO_LIMITS
 
 
 @dataclass(slots=True)
@@ -97,8 +99,13 @@ class Worker(Protocol):
         ...
 
     def kill(self, reason: str) -> None:
-        """End the worker at once, as if it had died of `reason`; what cannot be ended is left
-        behind."""
+        """End the worker at once, as if it had died of `reason`: nobody waits for it to be gone.
+        What cannot be ended is left behind."""
+        ...
+
+    async def released(self) -> None:
+        """Wait until a worker that is lost has given back what it held, such as the memory of a
+        GPU; not for what is left behind, nor for ever."""
         ...
 
     async def stop(self) -> None:

@@ -255,7 +255,11 @@ def _stacked(
 
 
 def _stacked_alone(requests: Sequence[InferRequest], schema: Schema) -> dict[str, Tensor]:
-    stacked = {tensor.name: tensor for tensor in requests[0].inputs}
+    # Read-only: it is the client's memory, or that of a tensor which others are given too.
+    stacked = {
+        t.name: Tensor(t.name, t.datatype, t.shape, memoryview(t.data).toreadonly())
+        for t in requests[0].inputs
+    }
     if schema.composition is not None:
         return schema.composition.stacked(requests, stacked)
     return stacked

@@ -8,6 +8,7 @@ the server, whose control channel it watches.
 
 import ctypes
 import importlib
+import json
 import os
 import select
 import signal
@@ -18,6 +19,7 @@ import warnings
 
 from microkernel.workers import child, wire
 from microkernel.workers.channel import BlockingChannel
+from microkernel.workers.limits import Limits, apply_limits, limits_from_json
 from microkernel.workers.wire import Kind
 
 _PR_SET_PDEATHSIG = 1
@@ -59,22 +61,23 @@ class ForkServer:
     def _answer(self) -> bool:
         """Fork for every order that has come; False when the server is gone."""
         try:
-            while self._channel.receive() is not None:
-                self._fork(self._channel.take_descriptor())
+            while (order := self._channel.receive()) is not None:
+                limits = limits_from_json(json.loads(order[1]))
+                self._fork(self._channel.take_descriptor(), limits)
                 if not self._channel.buffered:
                     return True
         except ConnectionError:
             pass  # the server has gone without reading our last news
         return False
 
-    def _fork(self, descriptor: int) -> None:
+    def _fork(self, descriptor: int, limits: Limits) -> None:
         parent = os.getpid()
         with warnings.catch_warnings():
             # numpy's linear algebra keeps threads that know how to survive a fork.
             warnings.simplefilter("ignore", DeprecationWarning)
             pid = os.fork()
         if pid == 0:
-            self._child(parent, descriptor)
+            self._child(parent, descriptor, limits)
         os.close(descriptor)
         self._channel.send(wire.control_message(Kind.FORK, pid))
 
@@ -89,7 +92,7 @@ class ForkServer:
             code = os.waitstatus_to_exitcode(status)
             self._channel.send(wire.control_message(Kind.EXITED, [pid, code]))
 
-    def _child(self, parent: int, descriptor: int) -> None:
+    def _child(self, parent: int, descriptor: int, limits: Limits) -> None:
         """What the forked process does; never returns."""
         code = 1
         try:
@@ -100,7 +103,9 @@ class ForkServer:
                 end.close()
             _first_to_go()
             _reseed()
-            child.main(socket.socket(fileno=descriptor))
+            refusal = apply_limits(limits)
+            die_with_parent(parent)  # again: what changes a process's rights may undo it
+            child.main(socket.socket(fileno=descriptor), refusal)
             code = 0
         except BaseException:  # noqa: BLE001 - the process ends here, whatever it was
             traceback.print_exc()

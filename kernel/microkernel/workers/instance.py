@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from microkernel.errors import MicrokernelError, Unavailable
+from microkernel.errors import MicrokernelError, Unavailable, WorkerFailed
 from microkernel.request import InferRequest
 from microkernel.stats import Execution
 from microkernel.workers import descriptors, wire
@@ -16,7 +16,7 @@ from microkernel.workers.contract import Done, Result
 from microkernel.workers.descriptors import Plan, Schema
 from microkernel.workers.flights import Flights, Receiver
 from microkernel.workers.parts import Part, read_part
-from microkernel.workers.wire import NEED, PART, Kind
+from microkernel.workers.wire import NEED, PART, RESULT, Kind
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +48,8 @@ class ProcessInstance:
         self._done: Done | None = None
         self._next = self._first = 0
         self._start = 0
+        self._failure: WorkerFailed | None = None
+        self._gone: MicrokernelError | None = None
 
     def execute(self, requests: Sequence[InferRequest], sizes: Sequence[int], done: Done) -> int:
         """See `WorkerInstance.execute`."""
@@ -67,6 +69,9 @@ class ProcessInstance:
         request. Where there is no memory for it, it fails."""
         self._first = first = self._next
         self._next = first + len(requests)
+        if self._gone is not None:
+            self._fail_running(self._gone)
+            return first
         plan = descriptors.plan(requests, self._schema)
         try:
             block = self._input_block(plan)
@@ -101,19 +106,33 @@ class ProcessInstance:
 
     def _message(self, kind: Kind, body: bytes) -> None:
         try:
-            if kind is NEED:
-                self._lend(wire.read_need(body))
-                return
-            news = self._part(body) if kind is PART else self._result(body)
+            if kind is RESULT:
+                news: Result | tuple[int, Part] | WorkerFailed | None = self._result(body)
+            elif kind is PART:
+                news = self._part(body)
+            else:
+                news = self._plea(kind, body)
         except (struct.error, ValueError, LookupError, RecursionError) as error:
             self._link.kill(f"it sent a message that cannot be read: {error!r}")
             return
-        if not isinstance(news, Result):
+        if isinstance(news, Result):
+            if self._schema.decoupled:
+                self._flights.returned(news.times)
+            else:
+                self._finish(news)
+        elif isinstance(news, WorkerFailed):
+            self._failure = news
+            self._link.kill(str(news))  # which answers the batch, by `fail`
+        elif news is not None:
             self._flights.part(*news)
-        elif self._schema.decoupled:
-            self._flights.returned(news.times)
-        else:
-            self._finish(news)
+
+    def _plea(self, kind: Kind, body: bytes) -> WorkerFailed | None:
+        if kind is NEED:
+            self._lend(wire.read_need(body))
+            return None
+        if kind is Kind.FATAL:
+            return WorkerFailed(wire.read_fatal(body))
+        raise ValueError(f"a message of the kind {kind.name}, which no instance sends")
 
     def _lend(self, needed: int) -> None:
         small, self._output = self._output, None
@@ -144,7 +163,10 @@ class ProcessInstance:
         return result
 
     def fail(self, error: MicrokernelError) -> None:
-        """Answer with an error what has been dispatched and is not finished."""
+        """The worker is gone: answer what has been dispatched and is not finished with an error, or
+        with the one that this instance's backend ended its worker with. What comes from now on is
+        answered so as well."""
+        self._gone = error = self._failure or error
         self._fail_running(error)
         self._flights.fail(error)
 

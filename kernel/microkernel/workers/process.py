@@ -23,6 +23,7 @@ from microkernel.workers.contract import Hosted, Lost
 from microkernel.workers.descriptors import Schema
 from microkernel.workers.hosting import placement_to_json, settings_to_json
 from microkernel.workers.instance import Link, ProcessInstance
+from microkernel.workers.limits import MEMORY
 from microkernel.workers.spawning import ForkServers, Spawned
 from microkernel.workers.wire import Kind
 
@@ -56,7 +57,7 @@ class ProcessWorker:
         self._control = LoopChannel(spawned.control, self._message, self._socket_closed)
         self._instances: list[ProcessInstance] = []
         self._answer: asyncio.Future[Any] | None = None
-        self._reason = ""
+        self._error: MicrokernelError | None = None
         self._ended = False
         self._log = log.bind(model=hosted.model, version=hosted.version, worker=spawned.pid)
         self._exit.add_done_callback(self._exited)
@@ -72,7 +73,7 @@ class ProcessWorker:
     ) -> "ProcessWorker":
         """Start the process. `metrics` takes the families that its models declare; without, they
         are on no page. Raises Unavailable where none can be started."""
-        spawned = await forks.spawn(hosted.backend)
+        spawned = await forks.spawn(hosted.backend, hosted.limits)
         return cls(hosted, spawned, verbose=verbose, metrics=metrics)
 
     async def complete(self, config: ModelConfig) -> ModelConfig:
@@ -110,13 +111,15 @@ class ProcessWorker:
         }
 
     async def _call(self, kind: Kind, order: object, descriptors: Sequence[int] = ()) -> Any:
+        if self._error is not None:
+            raise self._error
         if self._exit.done():
-            raise self._death(self._exit.result())
+            raise self._death(_cause(self._exit.result()))
         self._answer = self._loop.create_future()
         self._control.send(wire.control_message(kind, order), descriptors)
         answer = await self._answer
         if self._exit.done():  # it answered and died before anybody could look
-            raise self._death(self._exit.result())
+            raise self._death(_cause(self._exit.result()))
         return answer
 
     def _signal_for(self, instance: int, kind: Kind, number: int) -> None:
@@ -159,8 +162,8 @@ class ProcessWorker:
     def kill(self, reason: str) -> None:
         """See `Worker.kill`."""
         if not self._ended:
-            self._reason = reason
             self._signal(signal.SIGKILL)
+            self._die(self._death(reason))
 
     def _signal(self, number: int) -> None:
         if not self._exit.done():  # else the pid may be another's by now
@@ -174,30 +177,43 @@ class ProcessWorker:
 
     def _exited(self, exit_code: "asyncio.Future[int]") -> None:
         self._metrics.forget(self)
-        if self._ended or exit_code.cancelled():
-            return
-        error = self._death(exit_code.result())
-        self._end()
+        if not self._ended and not exit_code.cancelled():
+            self._die(self._death(_cause(exit_code.result()) + self._hint()))
+        self._control.close()  # not before: its last lines for the log came this way
+
+    def _death(self, cause: str) -> MicrokernelError:
+        names = ", ".join(f"'{i.name}'" for i in self._instances) or "none yet"
+        return Unavailable(
+            f"the worker process of model '{self._hosted.model}' (instances: {names}) ended: "
+            f"{cause}"
+        )
+
+    def _hint(self) -> str:
+        """What may have been behind a death; few libraries can tell when they get no memory."""
+        most = self._hosted.limits.memory
+        return f" (its memory is limited to {most} bytes by '{MEMORY}')" if most else ""
+
+    def _die(self, error: MicrokernelError) -> None:
+        """Answer everything; what the process held is given back when it has ended."""
+        self._ended, self._error = True, error
+        for instance in self._instances:
+            instance.close()
         self._lost(error)  # first, so that no further batch comes here
         for instance in self._instances:
             instance.fail(error)
         self._settle(error)
 
-    def _death(self, code: int) -> MicrokernelError:
-        names = ", ".join(f"'{i.name}'" for i in self._instances) or "none yet"
-        return Unavailable(
-            f"the worker process of model '{self._hosted.model}' (instances: {names}) ended: "
-            f"{self._reason or _cause(code)}"
-        )
-
-    def _end(self) -> None:
-        self._ended = True
-        self._control.close()
-        for instance in self._instances:
-            instance.close()
+    async def released(self) -> None:
+        """See `Worker.released`."""
+        try:
+            await asyncio.wait_for(asyncio.shield(self._exit), STOP_LIMIT)
+        except TimeoutError:
+            self._log.error("worker was killed and does not end", seconds=STOP_LIMIT)
 
     async def stop(self) -> None:
         """Close the instances' sockets, which lets the process finish; end it after a while."""
+        if self._error is not None:
+            await self.released()
         if self._ended:
             return
         self._ended = True

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from microkernel.backend import Instance, Model
 from microkernel.batch import Batch
-from microkernel.errors import Internal, MicrokernelError
+from microkernel.errors import Internal, MicrokernelError, WorkerFailed
 from microkernel.request import Outcome, Reschedule
 from microkernel.tensor import Tensor, element_count
 from microkernel.workers.descriptors import Schema
@@ -18,7 +18,8 @@ log = logging.getLogger("microkernel.worker")
 
 
 def run(instance: Instance, batch: Batch, schema: Schema) -> list[Outcome]:
-    """One outcome per request of the batch, in order; never raises for what the backend does.
+    """One outcome per request of the batch, in order. Raises WorkerFailed where the backend does,
+    and nothing else.
 
     A response keeps the outputs that its request asked for and the configuration knows.
     """
@@ -29,6 +30,8 @@ def run(instance: Instance, batch: Batch, schema: Schema) -> list[Outcome]:
             return [Internal(text)] * len(batch)
         pairs = zip(batch.requests, outcomes, strict=True)
         return [checked(outcome, request.outputs or schema.outputs) for request, outcome in pairs]
+    except WorkerFailed:
+        raise
     except MicrokernelError as error:
         return [error] * len(batch)
     except (Exception, SystemExit) as error:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from microkernel.backend import Instance
 from microkernel.batch import Batch
-from microkernel.errors import InvalidArgument, MicrokernelError
+from microkernel.errors import InvalidArgument, MicrokernelError, WorkerFailed
 from microkernel.request import InferRequest, Outcome, Reschedule
 from microkernel.workers.descriptors import Schema
 from microkernel.workers.flags import Slot
@@ -81,10 +81,13 @@ class WorkerSender(ABC):
 
 
 def run_stream(instance: Instance, batch: Batch, senders: Sequence[WorkerSender]) -> None:
-    """Run a batch of a decoupled model; never raises for what the backend does. What it raises ends
-    those requests whose final response has not been sent, and is logged where there are none."""
+    """Run a batch of a decoupled model. Raises WorkerFailed where the backend does, and nothing
+    else: what it raises ends those requests whose final response has not been sent, and is logged
+    where there are none."""
     try:
         instance.stream(batch, senders)
+    except WorkerFailed:
+        raise
     except MicrokernelError as error:
         _fail(senders, error)
     except (Exception, SystemExit) as error:

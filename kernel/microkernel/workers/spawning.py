@@ -18,6 +18,7 @@ from microkernel.backend import BackendType
 from microkernel.errors import Unavailable
 from microkernel.workers import wire
 from microkernel.workers.channel import LoopChannel
+from microkernel.workers.limits import NO_LIMITS, Limits, limits_to_json
 from microkernel.workers.wire import Kind
 
 log = structlog.get_logger()
@@ -45,12 +46,15 @@ class _ForkServer:
         self._ready: asyncio.Future[int] = self._loop.create_future()
         self.alive = True
 
-    async def fork(self, control: socket.socket) -> tuple[int, "asyncio.Future[int]"]:
+    async def fork(
+        self, control: socket.socket, limits: Limits
+    ) -> tuple[int, "asyncio.Future[int]"]:
         """A new worker that talks through `control`: its pid and its exit code to come."""
         await asyncio.shield(self._ready)
         answer: asyncio.Future[tuple[int, asyncio.Future[int]]] = self._loop.create_future()
         self._waiting.append(answer)
-        self._channel.send(wire.control_message(Kind.FORK, None), [control.fileno()])
+        order = wire.control_message(Kind.FORK, limits_to_json(limits))
+        self._channel.send(order, [control.fileno()])
         return await answer
 
     def _message(self, kind: Kind, body: bytes) -> None:
@@ -98,14 +102,15 @@ class ForkServers:
     def __init__(self) -> None:
         self._servers: dict[tuple[object, ...], _ForkServer] = {}
 
-    async def spawn(self, backend: BackendType) -> Spawned:
-        """A new worker for the backend. Raises Unavailable when no process can be started."""
+    async def spawn(self, backend: BackendType, limits: Limits = NO_LIMITS) -> Spawned:
+        """A new worker for the backend, which refuses every order where it cannot be limited.
+        Raises Unavailable when no process can be started."""
         ours, theirs = socket.socketpair()
         try:
             server = self._server(
                 tuple(backend.preload), tuple(sorted(backend.environment.items()))
             )
-            pid, exit_code = await server.fork(theirs)
+            pid, exit_code = await server.fork(theirs, limits)
         except BaseException:
             ours.close()
             raise

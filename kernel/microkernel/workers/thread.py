@@ -1,12 +1,15 @@
 """A worker inside the server process: one thread per instance, for trusted, small models."""
 
 import asyncio
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
+import structlog
+
 from microkernel.backend import Backend, Model, Placement
 from microkernel.config.model import ModelConfig
-from microkernel.errors import Unavailable
+from microkernel.errors import Unavailable, WorkerFailed
 from microkernel.families import route_metrics
 from microkernel.metrics.custom import CustomMetrics
 from microkernel.origin import works_for_model
@@ -16,6 +19,8 @@ from microkernel.workers.desk import MetricDesk
 from microkernel.workers.hosting import make_backend
 from microkernel.workers.runner import as_error, unload
 from microkernel.workers.thread_instance import Homecoming, ThreadInstance
+
+log = structlog.get_logger()
 
 T = TypeVar("T")
 
@@ -50,7 +55,9 @@ class ThreadWorker:
         """See `Worker.start`."""
         self._model = model = await asyncio.to_thread(_ours, self._load, config)
         schema, home = Schema.of(config), Homecoming()
-        self._instances = [ThreadInstance(p, schema, home, self._enter) for p in placements]
+        self._instances = [
+            ThreadInstance(p, schema, home, self._enter, self._failed) for p in placements
+        ]
         for instance in self._instances:
             await instance.start(model)
         return self._instances
@@ -81,7 +88,11 @@ class ThreadWorker:
 
     def _made(self) -> Backend:
         if self._backend is None:
-            self._backend = make_backend(self._hosted.backend.factory, self._hosted.settings)
+            factory = self._hosted.backend.factory
+            # The log hears of the backend what it hears of the kernel, as of one in a process.
+            heard = logging.getLogger("microkernel").level
+            logging.getLogger(factory.partition(":")[0].partition(".")[0]).setLevel(heard)
+            self._backend = make_backend(factory, self._hosted.settings)
         return self._backend
 
     def watch(self, lost: Lost) -> None:
@@ -90,11 +101,29 @@ class ThreadWorker:
 
     def kill(self, reason: str) -> None:
         """A thread cannot be ended: its batch is answered, and it is left behind."""
+        self._give_up(reason, {})
+
+    def _failed(self, instance: ThreadInstance, error: WorkerFailed) -> None:
+        if self._ended:
+            return
+        log.warning(
+            "what the threads of a model hold is left behind",
+            model=self._hosted.model,
+            version=self._hosted.version,
+            reason="they are part of the server; only a worker process gives everything back",
+        )
+        self._give_up(str(error), {instance: error})
+
+    def _give_up(self, reason: str, own: Mapping[ThreadInstance, WorkerFailed]) -> None:
+        """Answer what runs, an instance with an error of its own with that."""
         error = Unavailable(f"the threads of model '{self._hosted.model}' were given up: {reason}")
         self._lost(error)  # first, so that no further batch comes here
         for instance in self._instances:
-            instance.fail(error)
+            instance.fail(own.get(instance, error))
         self._end()
+
+    async def released(self) -> None:
+        """See `Worker.released`; a thread is left behind."""
 
     async def stop(self) -> None:
         """See `Worker.stop`."""

@@ -20,7 +20,7 @@ import structlog
 from microkernel.backend import Instance, Model, Placement
 from microkernel.batch import Batch
 from microkernel.binding import bind_thread
-from microkernel.errors import MicrokernelError, Unavailable
+from microkernel.errors import MicrokernelError, Unavailable, WorkerFailed
 from microkernel.origin import works_for
 from microkernel.request import Answer, Answered, InferRequest, Outcome, Reschedule
 from microkernel.responses import HIGH_BYTES, HIGH_COUNT
@@ -122,20 +122,28 @@ class ThreadInstance:
     """One instance on a thread of the server process."""
 
     def __init__(
-        self, placement: Placement, schema: Schema, home: Homecoming, enter: Callable[[], None]
+        self,
+        placement: Placement,
+        schema: Schema,
+        home: Homecoming,
+        enter: Callable[[], None],
+        failed: Callable[["ThreadInstance", WorkerFailed], None],
     ) -> None:
-        """`enter` is called on the thread before anything of the model is."""
+        """`enter` is called on the thread before anything of the model is; `failed` on the loop,
+        when its backend says that the worker cannot go on, and nobody has answered the batch."""
         self.name = placement.name
         self._placement = placement
         self._schema = schema
         self._home = home
         self._enter = enter
+        self._failed = failed
         self._orders: queue.SimpleQueue[_Order | None] = queue.SimpleQueue()
         self._flights = Flights()
         self._flags = Flags()
         self._next = 0
         self._running: _Order | None = None
         self._left_behind = False
+        self._gone: MicrokernelError | None = None
         self._loop = asyncio.get_running_loop()
         self._thread: threading.Thread | None = None
 
@@ -165,16 +173,25 @@ class ThreadInstance:
         first = self._next
         self._next = first + len(requests)
         self._running = _Order(requests, sizes, first, time.monotonic_ns(), done)
-        self._orders.put(self._running)
+        if self._gone is None:
+            self._orders.put(self._running)
+        else:
+            self._answer(self._gone)
         return first
 
     def fail(self, error: MicrokernelError) -> None:
         """Answer with an error what was dispatched and is not finished, and leave the thread behind
-        where it runs a batch: what it brings later is dropped."""
-        order, self._running = self._running, None
-        if order is not None:
+        where it runs a batch: what it brings later is dropped. The thread ends when it can, and
+        what comes from now on is answered with the error as well."""
+        self._gone = error
+        if self._running is not None:
             self._left_behind = True
+        self._orders.put(None)
         self._flags.release()
+        self._answer(error)
+
+    def _answer(self, error: MicrokernelError) -> None:
+        order, self._running = self._running, None
         self._flights.fail(error)
         if order is not None and order.done is not None:
             order.done(_failed(order, error))
@@ -206,6 +223,19 @@ class ThreadInstance:
             self._loop.call_soon_threadsafe(_settle, made, as_error(error))
             return
         self._loop.call_soon_threadsafe(_settle, made, None)
+        try:
+            self._serve_orders(instance)
+        except WorkerFailed as error:
+            log.exception("the worker of an instance cannot go on", instance=self.name)
+            self._home.bring(partial(self._failed, self), error)
+            return  # to close the instance is to call into what is damaged
+        works_for(())
+        try:
+            instance.close()
+        except Exception:
+            log.exception("closing an instance failed", instance=self.name)
+
+    def _serve_orders(self, instance: Instance) -> None:
         while (order := self._orders.get()) is not None:
             if order.done is None:
                 self._stream(instance, order)
@@ -213,11 +243,6 @@ class ThreadInstance:
                 result = self._execute(instance, order)
                 self._home.bring(partial(self._finished, order), result)
             del order  # and what it holds, however long the next one takes to come
-        works_for(())
-        try:
-            instance.close()
-        except Exception:
-            log.exception("closing an instance failed", instance=self.name)
 
     def _finished(self, order: _Order, result: Result) -> None:
         if self._running is order:

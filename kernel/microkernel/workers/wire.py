@@ -38,6 +38,7 @@ class Kind(IntEnum):
     PAUSE = 15  # the client of a request reads too slowly
     RESUME = 16  # it has caught up
     METRIC = 17  # metrics that a model declares: what became of them, and answers
+    FATAL = 18  # the batch failed and so did its process, which must be ended
 
 
 EXECUTE, RESULT, NEED, PART = Kind.EXECUTE, Kind.RESULT, Kind.NEED, Kind.PART
@@ -72,6 +73,11 @@ def need_message(size: int) -> bytes:
 def signal_message(kind: Kind, instance: int, number: int) -> bytes:
     """CANCEL, PAUSE or RESUME for the request of that number, in the instance at that place."""
     return frame(kind, _SIGNAL.pack(instance, number))
+
+
+def fatal_message(text: str) -> bytes:
+    """Why a batch failed and its worker cannot go on."""
+    return frame(Kind.FATAL, text.encode(errors="replace"))
 
 
 def control_message(kind: Kind, document: object) -> bytes:
@@ -120,6 +126,11 @@ def read_need(body: bytes) -> int:
     """Bytes needed."""
     (size,) = _SIZE.unpack(body)
     return int(size)
+
+
+def read_fatal(body: bytes) -> str:
+    """Why a worker cannot go on."""
+    return body.decode()
 
 
 def read_signal(body: bytes) -> tuple[int, int]:

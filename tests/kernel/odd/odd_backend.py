@@ -10,6 +10,7 @@ import ctypes
 import logging
 import os
 import signal
+import socket
 import sys
 import threading
 from collections.abc import Callable, Sequence
@@ -33,6 +34,7 @@ from microkernel import (
     Placement,
     Sender,
     Tensor,
+    WorkerFailed,
     option,
 )
 
@@ -141,6 +143,32 @@ def _interrupt(batch: Batch) -> Sequence[Outcome]:
     raise KeyboardInterrupt
 
 
+def _give_up(batch: Batch) -> Sequence[Outcome]:
+    raise WorkerFailed("the device is on fire")
+
+
+def _open_files(batch: Batch) -> Sequence[Outcome]:
+    """Opens files until no more can be opened; how many, and the number of the error."""
+    opened: list[int] = []
+    number = 0
+    while not number:
+        try:
+            opened.append(os.open(os.devnull, os.O_RDONLY))
+        except OSError as error:
+            number = error.errno or -1
+    for descriptor in opened:
+        os.close(descriptor)
+    row = [len(opened), number, 0]
+    return batch.split([Tensor.from_numpy("Y", np.array([row] * batch.size, np.int32))])
+
+
+def _reach_home(batch: Batch) -> Sequence[Outcome]:
+    """The number of the error of sending to this host, and the user and the group of the worker."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        row = [sock.connect_ex(("127.0.0.1", 9)), os.getuid(), os.getgid()]
+    return batch.split([Tensor.from_numpy("Y", np.array([row] * batch.size, np.int32))])
+
+
 def _second_fails(batch: Batch) -> Sequence[Outcome]:
     outcomes = list(_doubled(batch))
     outcomes[1] = Internal("only the second")
@@ -166,6 +194,7 @@ _ACTS: tuple[Callable[[Batch], Sequence[Outcome]], ...] = (
     *(_doubled, _ours, _strange, _system_exit, _none, _too_few, _no_outcome, _wrong_size),
     *(_strange_parameter, _no_buffer, _exit, _segfault, _kill, _hang, _log, _large, _pid),
     *(_interrupt, _second_fails, _log_badly, _until_cancelled, _second_comes_again),
+    *(_give_up, _open_files, _reach_home),
 )
 DEEDS = {act.__name__.removeprefix("_"): -number for number, act in enumerate(_ACTS)}
 """What the first number of a request asks for; anything else is doubled."""

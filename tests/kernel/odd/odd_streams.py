@@ -22,6 +22,7 @@ from microkernel import (
     InvalidArgument,
     Sender,
     Tensor,
+    WorkerFailed,
 )
 
 _GO = threading.Event()
@@ -105,6 +106,13 @@ def _kill_midway(batch: Batch, senders: Sequence[Sender], trace: object) -> None
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def _give_up(batch: Batch, senders: Sequence[Sender], trace: object) -> None:
+    """The first request is answered, the others are not."""
+    for place, sender in enumerate(senders):
+        sender.send(_response(place), final=place == 0)
+    raise WorkerFailed("the device is on fire")
+
+
 def _never(batch: Batch, senders: Sequence[Sender], trace: object) -> None:
     """One response and no final one, ever; the instance is free."""
     for sender in senders:
@@ -172,6 +180,7 @@ def _come_again(batch: Batch, senders: Sequence[Sender], trace: Callable[[str], 
 _DEEDS: tuple[Deed, ...] = (
     *(_count, _flagged, _later, _go, _backwards, _error_and_more, _raise_midway, _kill_midway),
     *(_never, _after_final, _nothing, _until_gone, _wait_until_gone, _flood, _come_again),
+    *(_give_up,),
 )
 STREAM_DEEDS = {deed.__name__.removeprefix("_"): -100 - i for i, deed in enumerate(_DEEDS)}
 """What the first number of a batch asks for."""
