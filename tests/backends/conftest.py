@@ -156,6 +156,23 @@ def serve_module(host: Callable[..., Served]) -> Callable[..., Served]:
     return serve
 
 
+@pytest.fixture
+def run_module(
+    tmp_path: Path,
+    save_module: Callable[..., Path],
+    serve_module: Callable[..., Served],
+    make_batch: Callable[..., Batch],
+) -> Callable[..., list[Outcome]]:
+    """`run_module(module, config, *requests)`: the outcomes of one batch through a scripted module,
+    saved, loaded and completed; each request is a mapping of input names to arrays."""
+
+    def run(module: Any, config: ModelConfig, *requests: Inputs) -> list[Outcome]:
+        served = serve_module(config, save_module(module, tmp_path))
+        return served.execute(make_batch(requests, batching=config.max_batch_size > 0))
+
+    return run
+
+
 @pytest.fixture(autouse=True)
 def _own_interpreter_state() -> Iterator[None]:
     """A model's process is its own; here the next test gets the interpreter as it was."""

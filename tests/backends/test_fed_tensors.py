@@ -160,21 +160,6 @@ def test_tensors_of_sequences_whose_place_cannot_be_told_fail_the_load(
     assert str(caught.value) == text
 
 
-def test_a_correlation_id_that_torch_lacks_fails_the_load(
-    tmp_path: Path, save_module: Save
-) -> None:
-    control = """
-    sequence_batching { control_input {
-      name: "CORRID__1"
-      control { kind: CONTROL_SEQUENCE_CORRID data_type: TYPE_UINT32 }
-    } }
-    """
-    config = parse_text(LISTED.format(x="X__0", y="Y__0") + control, "m")
-    with pytest.raises(Internal) as caught:
-        PyTorchBackend().load(config, save_module(Counter(), tmp_path, *TRACED))
-    assert str(caught.value) == "input 'CORRID__1' type 'TYPE_UINT32' is not supported by PyTorch."
-
-
 @pytest.mark.parametrize("listed", ["nothing", "inputs"])
 def test_completion_lists_neither_controls_nor_states(
     listed: str, tmp_path: Path, save_module: Save

@@ -15,7 +15,7 @@ pytest.importorskip("torch", reason="the extra 'torchscript' is missing")
 
 import torch
 
-from microkernel_torchscript.mapped import Stored, share_weights, stored_tensors
+from microkernel_torchscript.script.mapped import Stored, share_weights, stored_tensors
 
 
 class Inner(torch.nn.Module):
@@ -179,7 +179,7 @@ def test_places_outside_the_file_are_not_read(
     far = Stored("data/0", torch.float32, 1 << 40, (4, 4), (4, 1))
     odd = Stored("data/none", torch.float32, 0, (4, 4), (4, 1))
     told = {"inner.linear.weight": far, "other.linear.weight": odd}
-    monkeypatch.setattr("microkernel_torchscript.mapped.stored_tensors", lambda _: told)
+    monkeypatch.setattr("microkernel_torchscript.script.mapped.stored_tensors", lambda _: told)
     module = load(path)
     assert share_weights(module, path) == 0
 

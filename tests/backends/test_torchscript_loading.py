@@ -26,7 +26,6 @@ from microkernel import (
     ModelParameter,
     Placement,
     Unavailable,
-    Unsupported,
 )
 from microkernel_torchscript.backend import PyTorchBackend
 
@@ -164,7 +163,7 @@ def test_parameters_are_reported(
     assert "Optimized execution is enabled for model instance 'm'" in texts
     assert "Inference Mode is disabled for model instance 'm'" in texts
     assert "Intra op thread count is set to 1 for model instance 'm'" in texts
-    assert "model 'm': parameter ENABLE_CACHE_CLEANING has no effect yet" in texts
+    assert "Cache Cleaning is enabled for model instance 'm'" in texts
 
 
 def test_a_model_saved_in_training_mode_is_evaluated(
@@ -214,26 +213,6 @@ def test_a_directory_is_no_file(tmp_path: Path, serve_module: Serve) -> None:
     (tmp_path / "model.pt").mkdir()
     with pytest.raises(Internal, match=r"model\.pt' is a directory, a TorchScript file"):
         serve_module(CONFIG, tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("config", "text"),
-    [
-        (ModelConfig(name="m", platform="torch_aoti"), "AOTInductor package"),
-        (ModelConfig(name="m", runtime="model.py"), "Python module"),
-    ],
-)
-def test_other_kinds_of_pytorch_model_are_refused(
-    tmp_path: Path, serve_module: Serve, config: ModelConfig, text: str
-) -> None:
-    with pytest.raises(Unsupported, match=text):
-        serve_module(config, tmp_path)
-
-
-def test_a_gpu_instance_is_refused(tmp_path: Path, save_module: Save) -> None:
-    model = PyTorchBackend().load(CONFIG, save_module(Perceptron(), tmp_path))
-    with pytest.raises(Unsupported, match="KIND_GPU"):
-        model.instance(Placement("m_0", "KIND_GPU"))
 
 
 def test_a_fork_after_the_import_can_run_a_model(tmp_path: Path, save_module: Save) -> None:

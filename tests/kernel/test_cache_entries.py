@@ -111,6 +111,7 @@ def test_the_form_is_as_these_tests_have_it(entry: bytes) -> None:
         RIGHT.replace(KEY, OTHER),
         words(1, FP32.number, 8, 1, 3, names=b"y", data=bytes(8)),
         words(1, FP32.number, 8, 1, -2, names=b"y", data=bytes(8)),
+        words(1, FP32.number, 0, 2, 0, 2**61, names=b"y"),
         words(1, FP32.number, 8, 2, -1, -2, names=b"y", data=bytes(8)),
         words(1, FP32.number, -8, 1, 2, names=b"y", data=bytes(8)),
         words(-1, FP32.number, 8, 1, 2, names=b"y", data=bytes(8)),

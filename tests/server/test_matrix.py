@@ -328,7 +328,6 @@ def refusing(
 REFUSALS = {
     "onnx": "Unsupported: unable to load model '{model}', input 'IN_{kind}' is TYPE_{kind}, which "
     "this backend cannot pass to onnxruntime",
-    "torch": "Internal: unsupported datatype TYPE_{kind} for input 'IN_{kind}' for model '{model}'",
 }
 """Why a model is not loaded whose backend cannot carry a data type."""
 

@@ -1,76 +1,102 @@
 """Loading PyTorch models of every kind."""
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from microkernel import Backend, Model, ModelConfig, Unsupported
+from microkernel import Backend, Model, ModelConfig
 from microkernel_torchscript import Settings
-from microkernel_torchscript.completion import complete
-from microkernel_torchscript.files import expect_read_only_buffers, model_file
-from microkernel_torchscript.kinds import Kind, kind_of
+from microkernel_torchscript.exported.package import PackageSource, complete_package
+from microkernel_torchscript.exported.program import ProgramSource, complete_program
+from microkernel_torchscript.kinds import RUNTIME, Kind, kind_of, package_name
+from microkernel_torchscript.merging import with_description
 from microkernel_torchscript.model import PyTorchModel
-from microkernel_torchscript.options import Options, parse_options
-from microkernel_torchscript.script import ScriptSource
+from microkernel_torchscript.module.completion import complete_module
+from microkernel_torchscript.module.options import module_options, report_threads
+from microkernel_torchscript.module.source import ModuleSource
+from microkernel_torchscript.options import Options, described, parse_options
+from microkernel_torchscript.probing.completion import complete
+from microkernel_torchscript.script.files import expect_read_only_buffers, model_file
+from microkernel_torchscript.script.source import ScriptSource
 from microkernel_torchscript.source import Source
+from microkernel_torchscript.tuning.loading import Autotune
 
 logger = logging.getLogger(__name__)
 
 
 class PyTorchBackend(Backend):
-    """Serves TorchScript files on the CPU."""
+    """Serves PyTorch models of every kind."""
 
     def __init__(self, settings: Settings | None = None) -> None:
         self._settings = settings or Settings()
+        self._autotune = Autotune()
         expect_read_only_buffers()
 
     def load(self, config: ModelConfig, files: Path) -> Model:
         """Load the files and check the configuration against what they tell."""
         kind = kind_of(config, files)
-        options = parse_options(config)
-        _report(config.name, options)
+        options = _options(config)
+        _report(config, options)
         _set_inter_op_threads(options.inter_op_threads or max(1, self._settings.inter_op_threads))
-        return PyTorchModel(config.name, _source(kind, config, files, options), options)
+        tuned = self._autotune.choice(config, files)
+        options = replace(options, intra_op_threads=options.intra_op_threads or tuned.threads)
+        source = _source(kind, config, files, options, tuned.variant)
+        return PyTorchModel(config, files.name, source, options)
 
     def complete(self, config: ModelConfig, files: Path) -> ModelConfig:
-        """Fill in inputs and outputs that the configuration leaves out; see `completion`."""
+        """See `_completed`; the parameter AUTOTUNE may add instances and batching."""
+        return self._autotune.completed(self._completed(config, files), files)
+
+    def _completed(self, config: ModelConfig, files: Path) -> ModelConfig:
+        """Fill in inputs and outputs that the configuration leaves out, from what the file says of
+        itself and else from what it shows; see `completion`."""
         kind = kind_of(config, files)
+        config = with_description(config, files)
         if config.input and config.output:
             return config
-        if kind is not Kind.SCRIPT:
-            raise _not_served(kind, config)
+        if kind is Kind.PROGRAM:
+            return complete_program(config, files / package_name(config))
+        if kind is Kind.PACKAGE:
+            return complete_package(config, files / package_name(config))
+        if kind is Kind.MODULE:
+            return complete_module(config, files)
         return complete(config, model_file(config, files))
 
 
-def _source(kind: Kind, config: ModelConfig, files: Path, options: Options) -> Source:
-    if kind is not Kind.SCRIPT:
-        raise _not_served(kind, config)
+def _options(config: ModelConfig) -> Options:
+    return module_options(config) if config.runtime == RUNTIME else parse_options(config)
+
+
+def _source(kind: Kind, config: ModelConfig, files: Path, options: Options, variant: str) -> Source:
+    sharing = bool(options.weight_sharing)
+    if kind is Kind.MODULE:
+        return ModuleSource(config, files, mapped=sharing)
+    if kind is Kind.PROGRAM:
+        return ProgramSource(config, files / package_name(config), mapped=sharing)
+    if kind is Kind.PACKAGE:
+        return PackageSource(config, files / package_name(config))
     path = model_file(config, files)
-    return ScriptSource(config, path, inference_mode=options.inference_mode)
-
-
-def _not_served(kind: Kind, config: ModelConfig) -> Unsupported:
-    return Unsupported(
-        f"failed to load model '{config.name}': a model of the kind '{kind.value}' is not served, "
-        "only TorchScript files are (platform 'pytorch_libtorch')"
+    if config.runtime == RUNTIME:
+        logger.info("Loading '%s' as TorchScript", config.name)
+    return ScriptSource(
+        config,
+        path,
+        inference_mode=options.inference_mode,
+        sharing=sharing,
+        variant=variant,
     )
 
 
-def _report(name: str, options: Options) -> None:
-    for text, on in (
-        ("Optimized execution", options.optimized_execution),
-        ("Inference Mode", options.inference_mode),
-    ):
-        logger.info("%s is %s for model instance '%s'", text, "enabled" if on else "disabled", name)
-    for text, count in (
-        ("Intra op", options.intra_op_threads),
-        ("Inter op", options.inter_op_threads),
-    ):
-        if count:
-            logger.info("%s thread count is set to %d for model instance '%s'", text, count, name)
+def _report(config: ModelConfig, options: Options) -> None:
+    if config.runtime == RUNTIME:
+        report_threads(config.name, options)
+    else:
+        for line in described(config.name, options):
+            logger.info("%s", line)
     for notice in options.notices:
-        logger.warning("model '%s': %s", name, notice)
+        logger.warning("model '%s': %s", config.name, notice)
 
 
 def _set_inter_op_threads(count: int) -> None:

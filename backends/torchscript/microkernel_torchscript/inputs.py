@@ -22,10 +22,10 @@ from microkernel_torchscript.sequences import (
 )
 from microkernel_torchscript.signature import REQUIRED, SCALARS, Argument, Signature
 
-_INTEGERS = frozenset(("TYPE_UINT8", "TYPE_INT8", "TYPE_INT16", "TYPE_INT32", "TYPE_INT64"))
+_INTEGERS = frozenset(f"TYPE_{kind}{bits}" for kind in ("INT", "UINT") for bits in (8, 16, 32, 64))
 _SCALAR_TYPES = {
     "int": _INTEGERS,
-    "float": _INTEGERS | {"TYPE_FP16", "TYPE_FP32", "TYPE_FP64"},
+    "float": _INTEGERS | {"TYPE_FP16", "TYPE_BF16", "TYPE_FP32", "TYPE_FP64"},
     "bool": frozenset(("TYPE_BOOL",)),
 }
 _MODEL_TYPES = {"int": "TYPE_INT64", "float": "TYPE_FP64", "bool": "TYPE_BOOL"}
@@ -42,22 +42,34 @@ class Feed:
 
 @dataclass(frozen=True, slots=True)
 class InputPlan:
-    """Where each input goes. `template` holds the arguments' defaults."""
+    """Where each input goes. `template` holds the arguments' defaults, REQUIRED where an argument
+    has none. `writes` says that the model may write to the memory of its inputs."""
 
     feeds: tuple[Feed, ...]
     template: tuple[Any, ...]
     as_dictionary: bool
+    writes: bool = True
 
     def lay_out(self, values: Mapping[str, Any]) -> Sequence[Any]:
         """The arguments of `forward` from one value per input name. A name without a value keeps
-        the argument's default."""
+        the argument's default; InvalidArgument where there is none."""
         if self.as_dictionary:
             return (dict(values),)
+        if len(values) < len(self.feeds):
+            self._check_given(values)
         arguments = list(self.template)
         for feed in self.feeds:
             if feed.name in values:
                 arguments[feed.position] = values[feed.name]
         return arguments
+
+    def _check_given(self, values: Mapping[str, Any]) -> None:
+        for feed in self.feeds:
+            if feed.name not in values and self.template[feed.position] is REQUIRED:
+                raise InvalidArgument(
+                    f"input '{feed.name}' must be given: the configuration calls it optional, but "
+                    f"argument {feed.position} of the model has no default"
+                )
 
     def arguments(self, batch: Batch, failed: dict[int, MicrokernelError]) -> Sequence[Any]:
         """The arguments for a batch. A request whose strings are malformed goes into `failed` by
@@ -66,8 +78,15 @@ class InputPlan:
         for feed in self.feeds:
             tensor = batch.stacked.get(feed.name)
             if tensor is not None:
-                values[feed.name] = _value(feed, tensor, batch, failed)
+                values[feed.name] = self._value(feed, tensor, batch, failed)
         return self.lay_out(values)
+
+    def _value(
+        self, feed: Feed, tensor: Tensor, batch: Batch, failed: dict[int, MicrokernelError]
+    ) -> Any:
+        if tensor.datatype.config_name == STRING:
+            return list(_strings(feed.name, batch, failed))
+        return _scalar(feed, tensor) if feed.kind in SCALARS else to_torch(tensor, self.writes)
 
 
 def plan_inputs(config: ModelConfig, signature: Signature) -> InputPlan:
@@ -85,8 +104,13 @@ def plan_inputs(config: ModelConfig, signature: Signature) -> InputPlan:
     if not names:
         raise Internal("model configuration must contain at least one input, none were specified.")
     _check_types(config, {feed.name: feed.kind for feed in feeds})
-    defaults = (None if a.default is REQUIRED else a.default for a in signature.arguments)
-    return InputPlan(feeds, tuple(defaults), signature.takes_dictionary)
+    defaults = tuple(argument.default for argument in signature.arguments)
+    return InputPlan(feeds, defaults, signature.takes_dictionary, signature.writes)
+
+
+def fits_scalar(kind: str, data_type: str) -> bool:
+    """Whether an argument of the kind `int`, `float` or `bool` can be fed from such a tensor."""
+    return data_type in _SCALAR_TYPES[kind]
 
 
 def check_strings(name: str, shape: Sequence[int], config: ModelConfig, direction: str) -> None:
@@ -198,20 +222,13 @@ def _check_scalar(config: ModelConfig, name: str, data_type: str, kind: str) -> 
         )
 
 
-def _value(feed: Feed, tensor: Tensor, batch: Batch, failed: dict[int, MicrokernelError]) -> Any:
-    if tensor.datatype.config_name == STRING:
-        return list(_strings(feed.name, batch, failed))
-    return _scalar(feed, tensor) if feed.kind in SCALARS else to_torch(tensor)
-
-
 def _scalar(feed: Feed, tensor: Tensor) -> Any:
-    array = tensor.as_numpy()
-    if array.size != 1:
+    if element_count(tensor.shape) != 1:
         raise InvalidArgument(
             f"input '{feed.name}' feeds an argument of type {feed.kind} and must hold 1 element, "
             f"got shape {list(tensor.shape)}"
         )
-    value = array.reshape(-1)[0].item()
+    value = to_torch(tensor).item()
     return float(value) if feed.kind == "float" else value
 
 

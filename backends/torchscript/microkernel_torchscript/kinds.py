@@ -1,6 +1,7 @@
 """Which kind of PyTorch model a version's directory holds. This module imports no torch."""
 
 import ast
+import warnings
 import zipfile
 from dataclasses import replace
 from enum import Enum
@@ -71,8 +72,10 @@ def is_module_file(path: Path) -> bool:
     """Whether a file is Python source for the PyTorch 2 runtime: a class in it is derived from
     something called `Module`, and none is a `TritonPythonModel`. It is read, not run."""
     try:
-        tree = ast.parse(path.read_bytes())
-    except (OSError, SyntaxError, ValueError):
+        with warnings.catch_warnings():  # of odd escapes, say, which are for those who run it
+            warnings.simplefilter("ignore")
+            tree = ast.parse(path.read_bytes())
+    except (OSError, SyntaxError, ValueError, RecursionError, MemoryError):
         return False
     classes = [node for node in tree.body if isinstance(node, ast.ClassDef)]
     if any(node.name == "TritonPythonModel" for node in classes):

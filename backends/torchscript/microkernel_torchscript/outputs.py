@@ -1,15 +1,22 @@
 """How the result of `forward` becomes the outputs of a configuration."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from microkernel import Internal, InvalidArgument, ModelConfig, Tensor, model_outputs
-from microkernel_torchscript.conversion import STRING, from_torch, is_supported, type_name
+from microkernel_torchscript.conversion import (
+    STRING,
+    from_torch,
+    is_supported,
+    type_name,
+    unreadable,
+)
 from microkernel_torchscript.inputs import check_strings
-from microkernel_torchscript.naming import output_positions
+from microkernel_torchscript.naming import index_of, output_positions
+from microkernel_torchscript.results import Results, flatten, is_output, kind_name
 
 _FAILURE = "PyTorch execute failure: "
 
@@ -17,7 +24,7 @@ _FAILURE = "PyTorch execute failure: "
 @dataclass(frozen=True, slots=True)
 class Wanted:
     """One output of the configuration and its position among the results. Where the model returns a
-    dictionary the name is the key."""
+    dictionary or a NamedTuple the name may be the key or the field."""
 
     name: str
     data_type: str
@@ -26,22 +33,44 @@ class Wanted:
 
 @dataclass(frozen=True, slots=True)
 class OutputPlan:
-    """Which results become outputs."""
+    """Which results become outputs. `strings` are the positions and the names at which an empty
+    list is one of strings."""
 
     wanted: tuple[Wanted, ...]
+    strings: frozenset[int | str] = frozenset()
 
     def tensors(self, result: Any) -> list[Tensor]:
         """The configured outputs, in the configuration's order, from what `forward` returned.
 
-        Raises Internal for a result of the wrong kind; InvalidArgument where an output is not
-        there, has another type than configured or is a scalar.
+        Results inside one another count in flattening order, depth first. Raises Internal for a
+        result of the wrong kind; InvalidArgument where an output is not there, has another type
+        than configured or is a scalar.
         """
-        if isinstance(result, dict):
-            return list(map(_output, self.wanted, _by_key(result, self.wanted)))
-        return list(map(_output, self.wanted, self._by_index(result)))
+        found = flatten(result, self.strings)
+        if found.single:
+            _check_single(found.values[0])
+        values = self._by_name(found) if found.named else None
+        if values is None:
+            values = self._by_index(found.values)
+        return [
+            _output(wanted, value, keyed=found.keyed)
+            for wanted, value in zip(self.wanted, values, strict=True)
+        ]
 
-    def _by_index(self, result: Any) -> list[Any]:
-        values = results_of(result, strings=self.wanted[0].data_type == STRING)
+    def _by_name(self, found: Results) -> list[Any] | None:
+        """The outputs by key or field; None where they are meant by position."""
+        values = dict(zip(found.names, found.values, strict=True))
+        missing = [wanted.name for wanted in self.wanted if wanted.name not in values]
+        if not missing:
+            return [values[wanted.name] for wanted in self.wanted]
+        if found.fields or all(index_of(wanted.name) is not None for wanted in self.wanted):
+            return None
+        raise InvalidArgument(
+            f"The output {missing[0]} in the model configuration refers to a key which doesn't "
+            f"exist. This model has outputs {', '.join(sorted(values))}"
+        )
+
+    def _by_index(self, values: Sequence[Any]) -> list[Any]:
         for wanted in self.wanted:
             if wanted.position >= len(values):
                 raise InvalidArgument(
@@ -69,31 +98,22 @@ def plan_outputs(config: ModelConfig) -> OutputPlan:
             seen = entry.dims if entry.reshape is None else entry.reshape.shape
             check_strings(entry.name, seen, config, "output")
     positions = output_positions([entry.name for entry in entries])
-    return OutputPlan(
-        tuple(
-            Wanted(entry.name, entry.data_type, position)
-            for entry, position in zip(entries, positions, strict=True)
-        )
+    wanted = tuple(
+        Wanted(entry.name, entry.data_type, position)
+        for entry, position in zip(entries, positions, strict=True)
     )
+    lists = [entry for entry in wanted if entry.data_type == STRING]
+    strings = frozenset(place for entry in lists for place in (entry.name, entry.position))
+    return OutputPlan(wanted, strings)
 
 
-def results_of(result: Any, *, strings: bool) -> Sequence[Any]:
-    """The single results in what `forward` returned: one tensor or list of strings, or the members
-    of a tuple or of a list of tensors.
-
-    `strings` tells what an empty list is. Raises Internal, in Triton's words, for anything else.
-    """
-    if isinstance(result, torch.Tensor):
-        return (result,)
-    if isinstance(result, tuple):
-        return result
-    if isinstance(result, list) and all(isinstance(member, torch.Tensor) for member in result):
-        return [result] if strings and not result else result
-    if is_output(result):
-        return (result,)
-    if isinstance(result, list):
+def _check_single(value: Any) -> None:
+    """Internal, in Triton's words, for a whole result that cannot be an output."""
+    if is_output(value):
+        return
+    if isinstance(value, list):
         raise Internal(
-            f"{_FAILURE}output must be of type Tensor or List[str], received {_kind_of(result)}"
+            f"{_FAILURE}output must be of type Tensor or List[str], received {kind_name(value)}"
         )
     raise Internal(
         f"{_FAILURE}output must be of type Tensor, List[str] or Tuple containing one of these two "
@@ -101,47 +121,30 @@ def results_of(result: Any, *, strings: bool) -> Sequence[Any]:
     )
 
 
-def is_output(value: Any) -> bool:
-    """Whether a single result can be an output: a tensor or a list of strings."""
-    if isinstance(value, torch.Tensor):
-        return True
-    return isinstance(value, list) and all(isinstance(member, str) for member in value)
-
-
-def _by_key(result: Mapping[Any, Any], wanted: Sequence[Wanted]) -> list[Any]:
-    for entry in wanted:
-        if entry.name not in result:
-            raise InvalidArgument(
-                f"The output {entry.name} in the model configuration refers to a key which doesn't "
-                f"exist. This model has outputs {', '.join(sorted(map(str, result)))}"
-            )
-        if not is_output(result[entry.name]):
-            raise Internal(
-                f"{_FAILURE}output '{entry.name}' must be of type Tensor or List[str], received "
-                f"{_kind_of(result[entry.name])}"
-            )
-    return [result[entry.name] for entry in wanted]
-
-
-def _output(wanted: Wanted, value: Any) -> Tensor:
+def _output(wanted: Wanted, value: Any, *, keyed: bool) -> Tensor:
     if not is_output(value):
+        place = f"'{wanted.name}'" if keyed else f"at index {wanted.position}"
         raise Internal(
-            f"{_FAILURE}output at index {wanted.position} must be of type Tensor or List[str], "
-            f"received {_kind_of(value)}"
+            f"{_FAILURE}output {place} must be of type Tensor or List[str], received "
+            f"{kind_name(value)}"
         )
     provided = type_name(value)
     if provided != wanted.data_type:
+        _check_readable(wanted, value)
         raise InvalidArgument(
             f"configuration expects datatype {wanted.data_type} for output '{wanted.name}', model "
             f"provides {provided}"
         )
-    tensor = from_torch(wanted.name, value)
+    try:
+        tensor = from_torch(wanted.name, value)
+    except (RuntimeError, TypeError):
+        _check_readable(wanted, value)
+        raise
     if not tensor.shape:
         raise InvalidArgument(f"output '{wanted.name}' is a scalar which is not supported.")
     return tensor
 
 
-def _kind_of(value: Any) -> str:
-    if isinstance(value, list) and value:
-        return f"List[{type(value[0]).__name__}]"
-    return type(value).__name__
+def _check_readable(wanted: Wanted, value: Any) -> None:
+    if isinstance(value, torch.Tensor) and (reason := unreadable(value)):
+        raise Internal(f"{_FAILURE}output '{wanted.name}' {reason}")

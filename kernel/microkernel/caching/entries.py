@@ -7,6 +7,7 @@ says is checked before it is believed.
 
 import struct
 from collections.abc import Iterator, Mapping, Sequence
+from math import prod
 
 from microkernel.errors import InvalidArgument
 from microkernel.tensor import (
@@ -94,7 +95,7 @@ def _described(words: Sequence[int]) -> Iterator[tuple[int, int, int, tuple[int,
 
 def _check(tensor: Tensor, nbytes: int, *, trusted: bool) -> None:
     count, size = element_count(tensor.shape), tensor.datatype.size
-    if len(tensor.data) != nbytes or min(tensor.shape, default=0) < 0:
+    if len(tensor.data) != nbytes or not _possible(tensor.shape, size):
         raise ValueError("not as long as it says")
     if tensor.datatype is BYTES:
         if not trusted and _elements(tensor) != count:
@@ -112,3 +113,10 @@ def _elements(tensor: Tensor) -> int:
 
 def _aligned(position: int) -> int:
     return -(-position // ALIGNMENT) * ALIGNMENT
+
+
+def _possible(shape: Sequence[int], size: int) -> bool:
+    """Whether there can be an array of a shape: one without elements has bounds, too."""
+    if min(shape, default=0) < 0:
+        return False
+    return prod(dim or 1 for dim in shape) * max(size, 8) < 1 << 63

@@ -8,9 +8,9 @@ from typing import Any, TypeAlias
 import torch
 
 from microkernel import MicrokernelError
-from microkernel_torchscript.conversion import CONFIG_NAMES, STRING
-from microkernel_torchscript.examples import CannotTell, Example
-from microkernel_torchscript.outputs import is_output, results_of
+from microkernel_torchscript.conversion import CONFIG_NAMES, STRING, unreadable
+from microkernel_torchscript.probing.examples import CannotTell, Example
+from microkernel_torchscript.results import flatten, is_output
 
 Examples: TypeAlias = tuple[Example, ...]
 Call: TypeAlias = Callable[[Mapping[str, Any]], Any]
@@ -35,6 +35,9 @@ class Survey:
 
 def survey(call: Call, examples: Examples) -> Survey:
     """Run the model on the examples and on variations of them.
+
+    Outputs are called by the keys of a dictionary and by the fields of a NamedTuple, else
+    `OUTPUT__0` and so on, in flattening order.
 
     Axes of the same place and size in several inputs grow together, since they usually stand for
     one thing. An axis that cannot grow by one may still double. Raises CannotTell where the
@@ -102,15 +105,18 @@ def _run(call: Call, examples: Examples, *, other: bool = False) -> Found:
 
 
 def _named(result: Any) -> list[tuple[str, Any]]:
-    if isinstance(result, dict):
-        return list(result.items())
-    return [(f"OUTPUT__{i}", v) for i, v in enumerate(results_of(result, strings=True))]
+    found = flatten(result)
+    if found.named:
+        return list(zip(found.names, found.values, strict=True))
+    return [(f"OUTPUT__{i}", value) for i, value in enumerate(found.values)]
 
 
 def _servable(value: Any) -> bool:
     if not is_output(value):
         return False
-    return not isinstance(value, torch.Tensor) or (value.dtype in CONFIG_NAMES and value.dim() > 0)
+    if not isinstance(value, torch.Tensor):
+        return True
+    return value.dtype in CONFIG_NAMES and not unreadable(value) and value.dim() > 0
 
 
 def _described(value: Any) -> tuple[str, tuple[int, ...]]:

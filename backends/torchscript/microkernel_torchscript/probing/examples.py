@@ -6,14 +6,18 @@ from typing import Any
 
 import torch
 
-from microkernel import ModelConfig, ModelInput, model_inputs
+from microkernel import ModelConfig, ModelInput, element_count, model_inputs
 from microkernel_torchscript.conversion import CONFIG_NAMES, STRING, TORCH_TYPES, is_supported
 from microkernel_torchscript.signature import SCALARS, Argument, Signature
 
-_FREE_SIZES = (16, 32, 64, 224, 1)
+_FREE_SIZES = (16, 32, 64, 224, 1, 24, 48, 128)
 """Sizes to try where a configuration says -1."""
 
-_IMAGE_SIZES = (224, 64, 256)
+_MOST_ELEMENTS = 1 << 22
+"""What is made up is smaller than this: a call cannot be ended before its time."""
+
+_IMAGE_SIZES = (224, 64, 256, 32, 28, 24, 48, 96, 112, 128, 160, 299, 384)
+"""Sides to try where the layer in front takes pictures; the usual ones first."""
 
 
 class CannotTell(Exception):
@@ -58,19 +62,30 @@ def configured_examples(
     """Sets of examples for the inputs that a configuration lists, and for its controls and states,
     one per size to try for its -1s. `kinds` are the kinds of the arguments by input name."""
     entries = model_inputs(config)
-    free = any(-1 in _seen(entry) for entry in entries)
-    for size in _FREE_SIZES if free else (1,):
-        yield tuple(_configured(config, entry, kinds[entry.name], size) for entry in entries)
+    shapes = [_seen(entry) for entry in entries]
+    free = any(-1 in shape for shape in shapes)
+    # Before several free sizes stands the number of rows: 224 rows of 224 by 224 are no example.
+    rows = not config.max_batch_size and any(s.count(-1) > 1 and s[0] == -1 for s in shapes)
+    for first in (1, 0) if rows else (0,):
+        for size in _FREE_SIZES if free else (1,):
+            made = tuple(
+                _configured(config, e, kinds[e.name], (first or size, size)) for e in entries
+            )
+            if first or not rows or all(element_count(e.shape) < _MOST_ELEMENTS for e in made):
+                yield made
 
 
-def _configured(config: ModelConfig, entry: ModelInput, kind: str, size: int) -> Example:
+def _configured(
+    config: ModelConfig, entry: ModelInput, kind: str, sizes: tuple[int, int]
+) -> Example:
+    """An example for an input; `sizes` are those of a free first dimension and of the others."""
     batch = (1,) if config.max_batch_size > 0 else ()
     shape = batch + _seen(entry)
     free = {axis for axis, dim in enumerate(shape) if dim < 0} | set(range(len(batch)))
     return Example(
         name=entry.name,
         data_type=entry.data_type,
-        shape=tuple(size if dim < 0 else dim for dim in shape),
+        shape=tuple(sizes[axis > 0] if dim < 0 else dim for axis, dim in enumerate(shape)),
         axes=frozenset() if kind in SCALARS else frozenset(free),
         kind=kind,
     )
@@ -130,18 +145,26 @@ def _why_not(needed: Sequence[Argument]) -> str:
 
 
 def _hinted(module: torch.jit.ScriptModule, name: str) -> Iterator[tuple[Example, ...]]:
-    for data_type, shape in _first_layer(module):
+    for data_type, shape in first_layer(module):
         yield (Example(name, data_type, shape, frozenset(range(len(shape)))),)
 
 
-def _first_layer(module: torch.jit.ScriptModule) -> list[tuple[str, tuple[int, ...]]]:
+def first_layer(module: torch.nn.Module) -> list[tuple[str, tuple[int, ...]]]:
     """Types and shapes that the first layer with weights could take, batch dimension first."""
     for _, layer in module.named_modules():
         weight = dict(layer.named_parameters(recurse=False)).get("weight")
         if weight is None or weight.dtype not in CONFIG_NAMES:
             continue
-        return _shapes_for(layer.original_name, CONFIG_NAMES[weight.dtype], weight.shape)
+        return _shapes_for(_class_of(layer), CONFIG_NAMES[weight.dtype], weight.shape)
     return []
+
+
+def _class_of(layer: torch.nn.Module) -> str:
+    """The class of torch that a layer is of, or is derived from."""
+    if isinstance(layer, torch.jit.ScriptModule):
+        return str(layer.original_name)
+    known = (kind for kind in type(layer).__mro__ if kind.__module__.startswith("torch.nn."))
+    return next((kind.__name__ for kind in known), "")
 
 
 def _shapes_for(

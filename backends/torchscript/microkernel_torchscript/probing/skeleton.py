@@ -31,22 +31,25 @@ def _input(config: ModelConfig, argument: Argument) -> str:
     batching = config.max_batch_size > 0
     if argument.kind in _SCALAR_TYPES:
         entry = ModelInput(argument.name, _SCALAR_TYPES[argument.kind], dims=(1,))
-    elif argument.type_name == "str[]" and batching:
+    elif argument.type_name.startswith("str[]") and batching:
         entry = ModelInput(argument.name, "TYPE_STRING", dims=(1,), reshape=Reshape())
-    elif argument.type_name == "str[]":
+    elif argument.type_name.startswith("str[]"):
         entry = ModelInput(argument.name, "TYPE_STRING", dims=(-1,))
     else:
-        return _entry(config, "input", argument.name)
-    return config_to_text(ModelConfig(input=(entry,)))
+        return _entry(config, "input", argument.name, optional=argument.optional)
+    return config_to_text(ModelConfig(input=(replace(entry, optional=argument.optional),)))
 
 
-def _entry(config: ModelConfig, field: str, name: str, about_name: str = "") -> str:
+def _entry(
+    config: ModelConfig, field: str, name: str, about_name: str = "", *, optional: bool = False
+) -> str:
     batch = " without the batch dimension" if config.max_batch_size > 0 else ""
     mark = f"  # fill in: {about_name}" if about_name else ""
+    last = "  optional: true\n" if optional else ""
     return (
         f"{field} {{\n"
         f'  name: "{name}"{mark}\n'
         "  data_type: TYPE_FP32  # fill in: its type\n"
         f"  dims: [ ]  # fill in: its shape{batch}, -1 where a size varies\n"
-        "}\n"
+        f"{last}}}\n"
     )

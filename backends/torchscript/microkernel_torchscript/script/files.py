@@ -10,19 +10,25 @@ from pathlib import Path
 import torch
 
 from microkernel import Internal, ModelConfig, Unavailable
+from microkernel_torchscript.digests import check_digest
 from microkernel_torchscript.failures import load_failure
 from microkernel_torchscript.kinds import script_name
+from microkernel_torchscript.sniffing import fault_of
 
 logger = logging.getLogger(__name__)
+
+_FUNCTION = "PlaceholderModule"
+"""What torch calls the module of a function that was saved; it has no modes."""
 
 _FILTERS = threading.Lock()
 """Warning filters belong to the process; instances load on threads of their own."""
 
 
 def model_file(config: ModelConfig, files: Path) -> Path:
-    """The model's file in its version directory.
+    """The model's file in its version directory, with the digest that the repository has for it.
 
-    Raises Unavailable where there is none.
+    Raises Unavailable where there is no file, Internal where it is a directory or has another
+    digest.
     """
     path = files / script_name(config)
     if not path.exists():
@@ -32,6 +38,7 @@ def model_file(config: ModelConfig, files: Path) -> Path:
             f"failed to load model '{config.name}': '{path}' is a directory, a TorchScript file "
             "was expected"
         )
+    check_digest(config.name, path)
     return path
 
 
@@ -50,10 +57,13 @@ def load_module(
                 path, map_location=device, _restore_shapes=restore_shapes
             )
     except Exception as error:  # noqa: BLE001 - torch raises several kinds for a bad file
-        raise Internal(f"failed to load model '{name}': {load_failure(str(error))}") from None
+        raise _refusal(name, path, str(error)) from None
     if not isinstance(getattr(module, "forward", None), torch.ScriptMethod):
-        raise Internal(f"failed to load model '{name}': the module has no method 'forward'")
-    if module.training:
+        raise Internal(
+            f"failed to load model '{name}': the module has no method 'forward', which is the one "
+            f"that is called ('{path}'); save a module that has one"
+        )
+    if module.training and module.original_name != _FUNCTION:
         logger.warning(
             "model '%s' was saved in training mode and is switched to evaluation; call eval() "
             "before saving it",
@@ -61,6 +71,22 @@ def load_module(
         )
         module.eval()
     return module
+
+
+def _refusal(name: str, path: Path, text: str) -> Internal:
+    try:
+        fault = fault_of(path)
+    except OSError as error:
+        fault = f"the file cannot be read: {error.strerror}"
+    if "CUDA" in text:
+        fault = (
+            "the model was saved on a GPU, which is not to be had here: with KIND_CPU its tensors "
+            "are moved to the CPU"
+        )
+    if "constants.pkl" in text:  # torch's words for a file that is fine, but no TorchScript
+        return Internal(f"failed to load model '{name}': {fault} ('{path}')")
+    cure = f": {fault}" if fault else ""
+    return Internal(f"failed to load model '{name}': {load_failure(text)} ('{path}'{cure})")
 
 
 def expect_read_only_buffers() -> None:

@@ -8,8 +8,8 @@ with the configuration to paste.
 import contextlib
 import logging
 import zipfile
-from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,21 +23,33 @@ from microkernel import (
     Reshape,
     model_outputs,
 )
-from microkernel_torchscript.examples import (
+from microkernel_torchscript.inputs import InputPlan, check_kinds, plan_inputs
+from microkernel_torchscript.naming import index_of
+from microkernel_torchscript.probing.examples import (
     CannotTell,
     Example,
     configured_examples,
     discovered_examples,
 )
-from microkernel_torchscript.files import load_module
-from microkernel_torchscript.inputs import check_kinds, plan_inputs
-from microkernel_torchscript.naming import index_of
+from microkernel_torchscript.probing.skeleton import skeleton
+from microkernel_torchscript.probing.survey import Survey, survey
+from microkernel_torchscript.script.files import load_module
 from microkernel_torchscript.sequences import sequence_inputs, sequence_position
 from microkernel_torchscript.signature import Signature, signature_of
-from microkernel_torchscript.skeleton import skeleton
-from microkernel_torchscript.survey import Survey, survey
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """A model to complete a configuration for: what runs it, and what that takes. `plan` lays the
+    inputs of a configuration out for it; `guesses` are inputs to try where none are listed, which
+    may raise CannotTell."""
+
+    forward: Callable[..., Any]
+    signature: Signature
+    plan: Callable[[ModelConfig], InputPlan]
+    guesses: Callable[[], Iterator[tuple[Example, ...]]]
 
 
 def complete(config: ModelConfig, path: Path) -> ModelConfig:
@@ -52,9 +64,21 @@ def complete(config: ModelConfig, path: Path) -> ModelConfig:
     signature = signature_of(module)
     if not signature.takes_dictionary:
         check_kinds(signature.arguments)
+    subject = Subject(
+        forward=module.forward,
+        signature=signature,
+        plan=lambda listed: plan_inputs(listed, signature),
+        guesses=lambda: discovered_examples(module, signature),
+    )
+    return completed(config, path, subject)
+
+
+def completed(config: ModelConfig, path: Path, subject: Subject) -> ModelConfig:
+    """What `complete` gives for a model of any kind, loaded from the file `path`."""
+    signature = subject.signature
     try:
         with _one_thread(), torch.inference_mode():
-            examples, found = _find(config, module, signature)
+            examples, found = _find(config, subject)
     except CannotTell as reason:
         raise InvalidArgument(_request(config, path, signature, reason)) from None
     _check_batching(config, found)
@@ -84,21 +108,21 @@ def _state_outputs(config: ModelConfig) -> set[str]:
     return {*names, *(f"OUTPUT__{index_of(name)}" for name in names)}
 
 
-def _find(
-    config: ModelConfig, module: torch.jit.ScriptModule, signature: Signature
-) -> tuple[tuple[Example, ...], Survey]:
+def _find(config: ModelConfig, subject: Subject) -> tuple[tuple[Example, ...], Survey]:
     """The first set of examples that the model runs on, and what the runs showed."""
     reason = CannotTell("the inputs, because no layer hints at their shape")
-    made = _made(config, signature).values()
-    for examples in _candidates(config, module, signature):
+    made = _made(config, subject.signature).values()
+    for examples in _candidates(config, subject):
         told = (ModelInput(e.name, e.data_type) for e in examples if e.name not in made)
         # The names of outputs are not known yet, so those of states are not held against them.
         named = config.output or (ModelOutput("OUTPUT__0"),)
         listed = replace(config, input=config.input or tuple(told), output=named)
-        plan = plan_inputs(listed, signature)
+        plan = subject.plan(listed)
 
         def call(values: Mapping[str, Any], plan: Any = plan) -> Any:
-            return module.forward(*plan.lay_out(values))
+            result = subject.forward(*plan.lay_out(values))
+            # States are found by their index, so the other outputs are called by theirs.
+            return tuple(result) if made and isinstance(result, tuple) else result
 
         try:
             found = survey(call, examples)
@@ -111,18 +135,16 @@ def _find(
     raise reason
 
 
-def _candidates(
-    config: ModelConfig, module: torch.jit.ScriptModule, signature: Signature
-) -> Iterator[tuple[Example, ...]]:
+def _candidates(config: ModelConfig, subject: Subject) -> Iterator[tuple[Example, ...]]:
     if config.batch_input or any(entry.allow_ragged_batch for entry in config.input):
         raise CannotTell("the inputs and outputs, because a ragged batch cannot be made up")
     if not config.input:
-        names = _made(config, signature)
+        names = _made(config, subject.signature)
         return (
             tuple(replace(e, name=names.get(e.name, e.name)) for e in examples)
-            for examples in discovered_examples(module, signature)
+            for examples in subject.guesses()
         )
-    plan = plan_inputs(config, signature)
+    plan = subject.plan(config)
     return configured_examples(config, {feed.name: feed.kind for feed in plan.feeds})
 
 

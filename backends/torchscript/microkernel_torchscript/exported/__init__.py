@@ -1,0 +1,1 @@
+"""`.pt2` files: programs of `torch.export` and packages of AOTInductor."""

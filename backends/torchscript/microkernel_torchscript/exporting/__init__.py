@@ -1,0 +1,1 @@
+"""`microkernel export`: from a Python module to a model file that serves with no configuration."""

@@ -1,0 +1,1 @@
+"""Python modules of the PyTorch 2 runtime."""

@@ -1,0 +1,64 @@
+"""What a file is that torch does not take for TorchScript, told by its bytes. Nothing is run."""
+
+import pickletools
+import zipfile
+from pathlib import Path
+
+_CHECKPOINT = (
+    "this is a checkpoint, not TorchScript: it holds {what} and no code; export the module with "
+    "torch.jit.script or torch.jit.trace and save that, or write its class into 'model.py' beside "
+    '{weights} and set runtime: "model.py"'
+)
+_PACKAGE = (
+    "this is {what}, not TorchScript: call it 'model.pt2' and set platform: \"torch_aoti\" instead"
+)
+
+
+def fault_of(path: Path) -> str:
+    """What is wrong with a file that should hold TorchScript, and what would be right, as a
+    sentence without its end; "" where the file looks as it should. Raises OSError."""
+    with path.open("rb") as file:
+        head = file.read(2)
+    if not head:
+        return "the file is empty; copy or save it again"
+    if head == b"PK":
+        return _archive_fault(path)
+    if head[:1] == b"\x80":
+        return _CHECKPOINT.format(what="pickled Python objects", weights="its state_dict()")
+    return "this is no TorchScript file; write one with torch.jit.save"
+
+
+def _archive_fault(path: Path) -> str:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+            pickle = next((name for name in names if name.endswith("/data.pkl")), "")
+            whole = bool(pickle) and _holds_modules(archive.read(pickle))
+    except (OSError, ValueError, NotImplementedError, zipfile.BadZipFile):
+        return "the file is cut off or damaged; copy or save it again"
+    return "" if _has(names, "/constants.pkl") else _other_archive(names, pickle, whole=whole)
+
+
+def _other_archive(names: list[str], pickle: str, *, whole: bool) -> str:
+    if any("/data/aotinductor/" in f"/{name}" for name in names):
+        return _PACKAGE.format(what="a package that AOTInductor compiled")
+    if _has(names, "/archive_format"):
+        return _PACKAGE.format(what="a program of torch.export")
+    if whole:
+        return _CHECKPOINT.format(what="a pickled module", weights="its state_dict()")
+    if pickle:
+        return _CHECKPOINT.format(what="weights", weights="them")
+    return "this is an archive of something else; write a TorchScript file with torch.jit.save"
+
+
+def _has(names: list[str], ending: str) -> bool:
+    return any(name.endswith(ending) for name in names)
+
+
+def _holds_modules(pickle: bytes) -> bool:
+    """Whether a pickle names classes other than those that tensors are made of."""
+    plain = ("torch _utils", "torch._utils", "torch ", "collections ", "__builtin__ ", "builtins ")
+    for operation, argument, _ in pickletools.genops(pickle):
+        if operation.name == "GLOBAL" and not str(argument).startswith(plain):
+            return True
+    return False
