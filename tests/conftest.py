@@ -1,6 +1,7 @@
 """What holds for every test."""
 
 import gc
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -10,6 +11,9 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 _PREPARE = Path(__file__).resolve().parent.parent / "examples" / "prepare.py"
+
+# Else setuptools, which torch's compiler imports, stumbles over whoever has imported distutils.
+os.environ.setdefault("SETUPTOOLS_USE_DISTUTILS", "stdlib")
 
 # How long an example takes says how busy the machine is, not whether the code is right.
 settings.register_profile("unhurried", deadline=None, suppress_health_check=[HealthCheck.too_slow])

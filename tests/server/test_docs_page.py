@@ -162,7 +162,9 @@ def test_every_call_is_listed_and_nothing_comes_from_elsewhere(
     assert heads.count() == len(listed) > 40
     for head in heads.all():
         head.click()
-    assert shown.page.locator("button:text-is('Send')").count() == len(listed)
+    # A call is filled in a moment after it was opened.
+    sends = shown.page.locator("button:text-is('Send')")
+    playwright.expect(sends).to_have_count(len(listed), timeout=PATIENCE_MS)
     assert shown.page.title() == described["info"]["title"]
     assert (shown.hosts, shown.console) == ({ADDRESS}, [])
 

@@ -11,6 +11,8 @@ from server_harness import COMMAND, Running
 
 torch = pytest.importorskip("torch", reason="needs the extra 'torchscript'")
 
+pytestmark = pytest.mark.slow  # measuring takes its time
+
 CONFIG = """
 backend: "pytorch"
 max_batch_size: 4

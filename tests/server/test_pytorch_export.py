@@ -11,6 +11,8 @@ import pytest
 from server_harness import COMMAND, Running
 
 torch: Any = pytest.importorskip("torch", reason="the extra 'torchscript' is missing")
+
+pytestmark = pytest.mark.slow  # the command imports torch and tries the module, twice
 http: Any = pytest.importorskip("tritonclient.http", reason="tritonclient[http] is missing")
 grpc: Any = pytest.importorskip("tritonclient.grpc", reason="tritonclient[grpc] is missing")
 

@@ -59,17 +59,17 @@ def parse_options(config: ModelConfig) -> Options:
     """The options of a model; InvalidArgument for a value that is no boolean or number. Parameters
     of other names are ignored, as Triton ignores them."""
     return Options(
-        optimized_execution=not _boolean(config, "DISABLE_OPTIMIZED_EXECUTION", default=False),
-        cache_cleaning=_boolean(config, "ENABLE_CACHE_CLEANING", default=False),
-        inference_mode=_boolean(config, "INFERENCE_MODE", default=True),
-        cudnn=not _boolean(config, "DISABLE_CUDNN", default=False),
+        optimized_execution=not boolean(config, "DISABLE_OPTIMIZED_EXECUTION", default=False),
+        cache_cleaning=boolean(config, "ENABLE_CACHE_CLEANING", default=False),
+        inference_mode=boolean(config, "INFERENCE_MODE", default=True),
+        cudnn=not boolean(config, "DISABLE_CUDNN", default=False),
         tensor_fuser=_choice(config, "ENABLE_TENSOR_FUSER"),
         weight_sharing=_choice(config, "ENABLE_WEIGHT_SHARING"),
         jit_profiling=_choice(config, "ENABLE_JIT_PROFILING"),
         jit_executor=_choice(config, "ENABLE_JIT_EXECUTOR"),
         intra_op_threads=_count(config, "INTRA_OP_THREAD_COUNT"),
         inter_op_threads=_count(config, "INTER_OP_THREAD_COUNT"),
-        warmup=_boolean(config, "WARMUP", default=True),
+        warmup=boolean(config, "WARMUP", default=True),
         notices=_notices(config),
     )
 
@@ -96,7 +96,8 @@ def described(name: str, options: Options) -> Iterator[str]:
             yield f"{text} thread count is set to {count} for model instance '{name}'"
 
 
-def _boolean(config: ModelConfig, key: str, *, default: bool) -> bool:
+def boolean(config: ModelConfig, key: str, *, default: bool) -> bool:
+    """A switch among a model's parameters. InvalidArgument for a value that is none."""
     return parse_boolean(config.parameter(key)) if key in config.parameters else default
 
 
@@ -124,6 +125,6 @@ def _notices(config: ModelConfig) -> tuple[str, ...]:
     if _choice(config, "ENABLE_TENSOR_FUSER") is False:
         notices.append(
             "ENABLE_TENSOR_FUSER: false leaves what profiling adds in the code that runs, which "
-            "makes small models on a CPU slower by half"
+            "makes small models on a CPU slower"
         )
     return tuple(notices)

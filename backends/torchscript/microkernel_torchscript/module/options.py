@@ -4,7 +4,7 @@ import logging
 import re
 
 from microkernel import InvalidArgument, ModelConfig
-from microkernel_torchscript.options import Options, parse_boolean
+from microkernel_torchscript.options import Options, boolean
 
 logger = logging.getLogger(__name__)
 
@@ -34,8 +34,8 @@ def module_options(config: ModelConfig) -> Options:
     return Options(
         intra_op_threads=_threads(config, _THREADS),
         inter_op_threads=_threads(config, _INTEROP_THREADS),
-        weight_sharing=_switch(config, "ENABLE_WEIGHT_SHARING", default=False),
-        warmup=_switch(config, "WARMUP", default=True),
+        weight_sharing=boolean(config, "ENABLE_WEIGHT_SHARING", default=False),
+        warmup=boolean(config, "WARMUP", default=True),
         notices=tuple(
             f"parameter {key} has no effect with the runtime 'model.py'"
             + (f": {reason}" if reason else "")
@@ -53,10 +53,6 @@ def report_threads(name: str, options: Options) -> None:
         options.intra_op_threads,
         options.inter_op_threads,
     )
-
-
-def _switch(config: ModelConfig, key: str, *, default: bool) -> bool:
-    return parse_boolean(config.parameter(key)) if key in config.parameters else default
 
 
 def _threads(config: ModelConfig, key: str) -> int:
