@@ -23,16 +23,26 @@ _OF_MODELS = ("1", "triton_python_backend_utils")
 """What a Python model leaves among the modules: its version's package, and the utilities."""
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _search_path_as_it_was() -> Iterator[None]:
-    """A file of tests that imports models or examples leaves the interpreter to the next file as
-    it was, whichever comes next."""
+def _as_it_was() -> Iterator[None]:
     path, modules = list(sys.path), set(sys.modules)
     yield
     sys.path[:] = path
     for name in set(sys.modules) - modules:
         if name.split(".", 1)[0] in _OF_MODELS:
             del sys.modules[name]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _search_path_as_it_was() -> Iterator[None]:
+    """A file of tests that imports models or examples leaves the interpreter to the next file as
+    it was, whichever comes next."""
+    yield from _as_it_was()
+
+
+@pytest.fixture
+def own_interpreter_state() -> Iterator[None]:
+    """The same for a test: the next one gets the interpreter as it was."""
+    yield from _as_it_was()
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -35,13 +35,14 @@ def serve() -> ModuleType:
     return module
 
 
-def free_ports(count: int) -> list[int]:
-    """Different ports that nobody listens on."""
+@contextmanager
+def silent_ports(count: int) -> Iterator[list[int]]:
+    """Different ports that nobody listens on, nor can while the block lasts."""
     with ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
         for one in sockets:
             one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
+        yield [one.getsockname()[1] for one in sockets]
 
 
 @pytest.mark.parametrize(("status", "ready"), [(200, True), (503, False), (400, False)])
@@ -62,13 +63,15 @@ def test_only_an_ok_means_ready(serve: ModuleType, status: int, ready: bool) -> 
 
 
 def test_nobody_listening_is_not_ready(serve: ModuleType) -> None:
-    [port] = free_ports(1)
-    assert serve.is_ready(port) is False
+    with silent_ports(1) as [port]:
+        assert serve.is_ready(port) is False
 
 
 def test_a_server_that_ends_is_not_waited_for(serve: ModuleType) -> None:
-    [port] = free_ports(1)
-    with subprocess.Popen([sys.executable, "-c", "pass"]) as child:
+    with (
+        silent_ports(1) as [port],
+        subprocess.Popen([sys.executable, "-c", "pass"]) as child,
+    ):
         assert serve.wait_ready(child, port) is False
 
 
@@ -108,8 +111,10 @@ def read_until_ready(process: "subprocess.Popen[str]") -> None:
 def serving(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
     """The example models served from a folder of their own; stopped afterwards, which must
     succeed."""
-    here = Serving(tmp_path_factory.mktemp("serving"), *free_ports(3))
-    subprocess.run([sys.executable, EXAMPLES / "prepare.py"], cwd=here.folder, check=True)
+    folder = tmp_path_factory.mktemp("serving")
+    subprocess.run([sys.executable, EXAMPLES / "prepare.py"], cwd=folder, check=True)
+    with silent_ports(3) as ports:
+        here = Serving(folder, *ports)
     flags = {"--http-port": here.http, "--grpc-port": here.grpc, "--metrics-port": here.metrics}
     arguments = [f"{name}={port}" for name, port in flags.items()]
     arguments += ["--http-address=127.0.0.1", "--grpc-address=127.0.0.1"]

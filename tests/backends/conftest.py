@@ -15,6 +15,7 @@ from microkernel import (
     Batch,
     InferRequest,
     Instance,
+    MicrokernelError,
     Model,
     ModelConfig,
     Outcome,
@@ -157,6 +158,37 @@ def serve_module(host: Callable[..., Served]) -> Callable[..., Served]:
 
 
 @pytest.fixture
+def uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python modules are called as they are written."""
+    monkeypatch.setenv("TORCH_COMPILE_DISABLE", "1")
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Path:
+    """A version directory, which is not there yet."""
+    return tmp_path / "m" / "1"
+
+
+@pytest.fixture
+def ask(
+    files: Path,
+    serve_module: Callable[..., Served],
+    make_batch: Callable[..., Batch],
+    output_of: Callable[..., np.ndarray[Any, Any]],
+) -> Callable[..., list[Any]]:
+    """`ask(source, config, *requests, weights=None)`: of a Python module, output `y` of each
+    request, or its error."""
+    from module_files import write_module
+
+    def run(source: str, config: ModelConfig, *requests: Inputs, weights: object = None) -> Any:
+        served = serve_module(config, write_module(files, source, weights))
+        outcomes = served.execute(make_batch(requests, batching=config.max_batch_size > 0))
+        return [o if isinstance(o, MicrokernelError) else output_of(o, "y") for o in outcomes]
+
+    return run
+
+
+@pytest.fixture
 def run_module(
     tmp_path: Path,
     save_module: Callable[..., Path],
@@ -174,14 +206,8 @@ def run_module(
 
 
 @pytest.fixture(autouse=True)
-def _own_interpreter_state() -> Iterator[None]:
-    """A model's process is its own; here the next test gets the interpreter as it was."""
-    path, modules = list(sys.path), set(sys.modules)
-    yield
-    sys.path[:] = path
-    for name in set(sys.modules) - modules:
-        if name.split(".", 1)[0] == "1" or name == "triton_python_backend_utils":
-            del sys.modules[name]
+def _own_interpreter_state(own_interpreter_state: None) -> None:
+    """A model's process is its own; here all tests share one."""
 
 
 @pytest.fixture

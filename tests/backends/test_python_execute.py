@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from python_models import answer, executing
 
 from microkernel import (
     DATA_TYPES,
@@ -60,12 +61,6 @@ def write(tmp_path: Path) -> Write:
     return make
 
 
-def executing(body: str) -> str:
-    """A model whose `execute` has this body."""
-    lines = textwrap.indent(textwrap.dedent(body).strip(), " " * 8)
-    return f"class TritonPythonModel:\n    def execute(self, requests):\n{lines}\n"
-
-
 def start(folder: Path, config: ModelConfig = CONFIG) -> PythonInstance:
     return PythonBackend().load(config, folder).instance(PLACEMENT)
 
@@ -73,11 +68,6 @@ def start(folder: Path, config: ModelConfig = CONFIG) -> PythonInstance:
 def batch_of(*tensors: Tensor, **fields: Any) -> Batch:
     """One request with exactly these inputs."""
     return Batch([InferRequest("m", tensors, version=1, **fields)], {}, [1])
-
-
-def answer(outcome: object) -> InferResponse:
-    assert isinstance(outcome, InferResponse), outcome
-    return outcome
 
 
 def refusal(outcome: object) -> MicrokernelError:

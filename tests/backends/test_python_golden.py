@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from python_models import answer
 
 from microkernel import (
     DATA_TYPES,
     Batch,
-    InferResponse,
     Internal,
     ModelConfig,
     ModelOutput,
@@ -29,11 +29,6 @@ def repository(tmp_path: Path) -> Path:
     if not GOLDEN.is_dir():
         pytest.skip("the recorded repository is not beside this checkout")
     return Path(shutil.copytree(GOLDEN, tmp_path / "repository"))
-
-
-def answer(outcome: object) -> InferResponse:
-    assert isinstance(outcome, InferResponse), outcome
-    return outcome
 
 
 def start(repository: Path, name: str, *outputs: str) -> PythonInstance:

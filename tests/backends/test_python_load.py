@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from python_models import executing
 
 from microkernel import (
     Batch,
@@ -66,12 +67,6 @@ def write(tmp_path: Path) -> Write:
         return folder
 
     return make
-
-
-def executing(body: str) -> str:
-    """A model whose `execute` has this body."""
-    lines = textwrap.indent(textwrap.dedent(body).strip(), " " * 8)
-    return f"class TritonPythonModel:\n    def execute(self, requests):\n{lines}\n"
 
 
 def start(folder: Path, config: ModelConfig = CONFIG) -> PythonInstance:

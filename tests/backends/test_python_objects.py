@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import microkernel
-from microkernel import DATA_TYPES, InferRequest
+from microkernel import InferRequest
 from microkernel_python.datatypes import (
     TRITON_STRING_TO_NUMPY,
     deserialize_bytes_tensor,
@@ -31,18 +31,9 @@ from microkernel_python.memory import InferenceTrace, MemoryType, PreferredMemor
 from microkernel_python.plugin import register_backends
 from microkernel_python.request import InferenceRequest
 from microkernel_python.response import ErrorCode, InferenceResponse, TritonError, outcome
-from microkernel_python.tensor import ReceivedTensor, Tensor
+from microkernel_python.tensor import Tensor
 
 FLOATS = np.arange(6, dtype=np.float32).reshape(2, 3)
-
-
-def received(array: np.ndarray[Any, Any]) -> ReceivedTensor:
-    return ReceivedTensor(microkernel.Tensor.from_numpy("T", array))
-
-
-def bf16(bits: list[int]) -> microkernel.Tensor:
-    raw = np.array(bits, dtype="<u2").tobytes()
-    return microkernel.Tensor("T", DATA_TYPES["BF16"], (len(bits),), raw)
 
 
 # InferenceRequest

@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from python_models import bf16, received
 
 import microkernel
 from microkernel import DATA_TYPES
@@ -11,15 +12,6 @@ from microkernel_python.errors import TritonModelException
 from microkernel_python.tensor import ReceivedTensor, Tensor
 
 FLOATS = np.arange(6, dtype=np.float32).reshape(2, 3)
-
-
-def received(array: np.ndarray[Any, Any]) -> ReceivedTensor:
-    return ReceivedTensor(microkernel.Tensor.from_numpy("T", array))
-
-
-def bf16(bits: list[int]) -> microkernel.Tensor:
-    raw = np.array(bits, dtype="<u2").tobytes()
-    return microkernel.Tensor("T", DATA_TYPES["BF16"], (len(bits),), raw)
 
 
 # Tensor

@@ -12,6 +12,7 @@ pytest.importorskip("torch", reason="needs the extra 'torchscript'")
 
 import torch
 from torch import nn
+from torch_models import MakesTensors
 
 from microkernel import InvalidArgument, ModelConfig, ModelInput, ModelOutput, Placement
 from microkernel_torchscript.backend import PyTorchBackend
@@ -34,14 +35,6 @@ CONFIG = ModelConfig(
     output=(ModelOutput("y__0", "TYPE_FP32", dims=(3,)),),
 )
 no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="this host has a GPU")
-
-
-class MakesTensors(nn.Module):
-    """Names the device of its input, which tracing bakes in, twice."""
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        ones = torch.ones(3, device=x.device)
-        return x + ones + torch.zeros(3, device=x.device)
 
 
 class Outer(nn.Module):

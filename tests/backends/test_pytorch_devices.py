@@ -14,7 +14,7 @@ import pytest
 pytest.importorskip("torch", reason="needs the extra 'torchscript'")
 
 import torch
-from torch import nn
+from torch_models import MakesTensors
 
 from microkernel import (
     Batch,
@@ -57,14 +57,6 @@ CONFIG = ModelConfig(
 )
 Pair = namedtuple("Pair", ("first", "second"))
 no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="this host has a GPU")
-
-
-class MakesTensors(nn.Module):
-    """Names the device of its input, which tracing bakes in, twice."""
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        ones = torch.ones(3, device=x.device)
-        return x + ones + torch.zeros(3, device=x.device)
 
 
 SIZES: Mapping[str, tuple[list[int], tuple[list[int], int]]] = {

@@ -10,45 +10,17 @@ import pytest
 
 pytest.importorskip("torch", reason="needs the extra 'torchscript'")
 
-from module_files import X, Y, forward, module_config, with_parameters, write_module
+from module_files import X, Y, forward, load, module_config, with_parameters, write_module
 
-from microkernel import Batch, Internal, InvalidArgument, MicrokernelError
-from microkernel_torchscript.backend import PyTorchBackend
+from microkernel import Batch, Internal, InvalidArgument
+
+pytestmark = pytest.mark.usefixtures("uncompiled")
 
 MakeBatch = Callable[..., Batch]
 OutputOf = Callable[..., Any]
 Serve = Callable[..., Any]
 
 ROW = np.array([1, 2, 3, 4], dtype=np.float32)
-
-
-@pytest.fixture(autouse=True)
-def uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TORCH_COMPILE_DISABLE", "1")
-
-
-@pytest.fixture
-def files(tmp_path: Path) -> Path:
-    return tmp_path / "m" / "1"
-
-
-@pytest.fixture
-def ask(
-    files: Path, serve_module: Serve, make_batch: MakeBatch, output_of: OutputOf
-) -> Callable[..., Any]:
-    """`ask(source, config, *requests, weights=None)`: output `y` of each request."""
-
-    def run(source: str, config: Any, *requests: Any, weights: object = None) -> list[Any]:
-        served = serve_module(config, write_module(files, source, weights))
-        batch = make_batch(requests, batching=config.max_batch_size > 0)
-        outcomes = served.execute(batch)
-        return [o if isinstance(o, MicrokernelError) else output_of(o, "y") for o in outcomes]
-
-    return run
-
-
-def load(files: Path, **settings: Any) -> Any:
-    return PyTorchBackend().load(module_config(**settings), files)
 
 
 # Calls

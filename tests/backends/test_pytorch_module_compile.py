@@ -45,11 +45,6 @@ def fresh_compiler(monkeypatch: pytest.MonkeyPatch) -> Any:
     gc.collect()
 
 
-@pytest.fixture
-def files(tmp_path: Path) -> Path:
-    return tmp_path / "m" / "1"
-
-
 def options(**arguments: Any) -> Any:
     return written(json.dumps(arguments))
 

@@ -14,6 +14,8 @@ from microkernel import Internal, InvalidArgument, ModelConfig
 from microkernel_torchscript.backend import PyTorchBackend
 from microkernel_torchscript.kinds import hosting, is_module_file, recognise
 
+pytestmark = pytest.mark.usefixtures("uncompiled")
+
 LAYERS = """
 class Net(nn.Module):
     def __init__(self):
@@ -23,16 +25,6 @@ class Net(nn.Module):
     def forward(self, {arguments}):
         return {result}
 """
-
-
-@pytest.fixture(autouse=True)
-def uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TORCH_COMPILE_DISABLE", "1")
-
-
-@pytest.fixture
-def files(tmp_path: Path) -> Path:
-    return tmp_path / "m" / "1"
 
 
 def complete(files: Path, config: ModelConfig) -> ModelConfig:

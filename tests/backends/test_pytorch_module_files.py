@@ -11,12 +11,13 @@ import pytest
 pytest.importorskip("torch", reason="needs the extra 'torchscript'")
 
 import torch
-from module_files import forward, module_config, write_module
+from module_files import forward, load, module_config, write_module
 from torch import nn
 
-from microkernel import Batch, Internal, MicrokernelError, Placement, Unavailable
-from microkernel_torchscript.backend import PyTorchBackend
+from microkernel import Batch, Internal, Placement, Unavailable
 from microkernel_torchscript.module.source import ModuleSource
+
+pytestmark = pytest.mark.usefixtures("uncompiled")
 
 MakeBatch = Callable[..., Batch]
 OutputOf = Callable[..., Any]
@@ -32,35 +33,6 @@ class Net(nn.Module):
     def forward(self, x):
         return self.layer(x)
 """
-
-
-@pytest.fixture(autouse=True)
-def uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TORCH_COMPILE_DISABLE", "1")
-
-
-@pytest.fixture
-def files(tmp_path: Path) -> Path:
-    return tmp_path / "m" / "1"
-
-
-@pytest.fixture
-def ask(
-    files: Path, serve_module: Serve, make_batch: MakeBatch, output_of: OutputOf
-) -> Callable[..., Any]:
-    """`ask(source, config, *requests, weights=None)`: output `y` of each request."""
-
-    def run(source: str, config: Any, *requests: Any, weights: object = None) -> list[Any]:
-        served = serve_module(config, write_module(files, source, weights))
-        batch = make_batch(requests, batching=config.max_batch_size > 0)
-        outcomes = served.execute(batch)
-        return [o if isinstance(o, MicrokernelError) else output_of(o, "y") for o in outcomes]
-
-    return run
-
-
-def load(files: Path, **settings: Any) -> Any:
-    return PyTorchBackend().load(module_config(**settings), files)
 
 
 def module_of(files: Path, kind: str = "KIND_CPU", mapped: bool = False, **settings: Any) -> Any:

@@ -14,16 +14,14 @@ pytest.importorskip("torch", reason="needs the extra 'torchscript'")
 import torch
 from exported_programs import (
     BATCH,
-    Counter,
-    Keyed,
     Nested,
-    Perceptron,
     export,
     nested_example,
     nested_sizes,
     save,
     save_perceptron,
 )
+from torch_models import Counter, Keyed, Perceptron
 
 from microkernel import (
     Batch,

@@ -16,7 +16,8 @@ import pytest
 pytest.importorskip("torch", reason="needs the extra 'torchscript'")
 
 import torch
-from exported_programs import Perceptron, export, save, save_perceptron
+from exported_programs import export, save, save_perceptron
+from torch_models import Perceptron
 
 from microkernel import (
     Batch,

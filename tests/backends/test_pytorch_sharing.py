@@ -15,6 +15,7 @@ pytest.importorskip("torch", reason="needs the extra 'torchscript'")
 
 import torch
 from torch import nn
+from torch_models import Counter
 
 from microkernel import (
     Batch,
@@ -43,19 +44,7 @@ class Pure(nn.Module):
         return result
 
 
-class Buffer(nn.Module):
-    count: torch.Tensor
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.register_buffer("count", torch.zeros(1))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        self.count += 1
-        return x + self.count
-
-
-class Row(Buffer):
+class Row(Counter):
     """Writes through a view."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -63,7 +52,7 @@ class Row(Buffer):
         return x
 
 
-class Rebound(Buffer):
+class Rebound(Counter):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         self.count = self.count + x
         return self.count
@@ -129,7 +118,7 @@ class Intermediate(nn.Module):
         return torch.stack(parts).sum(0)
 
 
-class Mixed(Buffer):
+class Mixed(Counter):
     """Puts a part of itself among other things and writes to one of them."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -139,7 +128,7 @@ class Mixed(Buffer):
         return parts[0]
 
 
-class Input(Buffer):
+class Input(Counter):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x.add_(1) + self.count
 
@@ -157,7 +146,7 @@ class Normalised(nn.Module):
 class Inner(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.first, self.second = Pure(), Buffer()
+        self.first, self.second = Pure(), Counter()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if x.dim() > 1:
@@ -165,7 +154,7 @@ class Inner(nn.Module):
         return x
 
 
-class Method(Buffer):
+class Method(Counter):
     def count_up(self) -> torch.Tensor:
         for _ in range(2):
             self.count.add_(1)
@@ -184,7 +173,7 @@ class Forked(Method):
         return result
 
 
-class Awaited(Buffer):
+class Awaited(Counter):
     """Writes to a part of itself that a branch hands over."""
 
     def part(self) -> torch.Tensor:
@@ -196,7 +185,7 @@ class Awaited(Buffer):
         return result
 
 
-class Never(Buffer):
+class Never(Counter):
     """Would keep state if it were switched on."""
 
     def __init__(self) -> None:
@@ -230,7 +219,7 @@ def scripted(module: nn.Module, *example: torch.Tensor, training: bool = False) 
 
 
 STATEFUL: list[tuple[type[nn.Module], str]] = [
-    (Buffer, "it changes its attribute 'count' in place (aten::add_)"),
+    (Counter, "it changes its attribute 'count' in place (aten::add_)"),
     (Row, "it changes its attribute 'count' in place (aten::copy_)"),
     (Rebound, "it sets its attribute 'count'"),
     (Number, "it sets its attribute 'calls'"),
@@ -262,7 +251,7 @@ def test_what_keeps_nothing_is_known_to(kind: type[nn.Module]) -> None:
         (Normalised(), True, "'norm.num_batches_tracked' in place"),
         (nn.BatchNorm1d(4), True, "'num_batches_tracked' in place"),
         (nn.InstanceNorm1d(4, track_running_stats=True), True, "running_mean"),
-        (Buffer(), False, "'count' in place"),
+        (Counter(), False, "'count' in place"),
     ],
 )
 def test_traced_modules_are_told_alike(module: nn.Module, training: bool, expected: str) -> None:
@@ -323,7 +312,7 @@ def test_frozen_modules_are_told_alike() -> None:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", r"`torch\.jit\.", DeprecationWarning)
         assert kept_state(torch.jit.freeze(scripted(Normalised()))) == ""
-        assert "in place" in kept_state(torch.jit.freeze(scripted(Buffer())))
+        assert "in place" in kept_state(torch.jit.freeze(scripted(Counter())))
 
 
 @pytest.mark.parametrize("kind", [kind for kind, _ in STATEFUL if kind not in (Forked, Awaited)])
@@ -375,7 +364,7 @@ def test_instances_share_weights_when_asked_to(
     assert [r.getMessage() for r in caplog.records].count(REUSING) == lines
 
 
-@pytest.mark.parametrize("kind", [Buffer, Number])
+@pytest.mark.parametrize("kind", [Counter, Number])
 @pytest.mark.parametrize("config", [SHARING, CONFIG])
 def test_what_keeps_state_is_never_shared(
     tmp_path: Path,
@@ -402,7 +391,7 @@ def test_a_single_instance_takes_the_module_that_was_loaded(
     tmp_path: Path, save_module: Save, host: Serve, make_batch: MakeBatch, output_of: OutputOf
 ) -> None:
     single = replace(CONFIG, instance_group=(InstanceGroup(kind="KIND_CPU", count=1),))
-    model: Any = PyTorchBackend().load(single, save_module(Buffer(), tmp_path))
+    model: Any = PyTorchBackend().load(single, save_module(Counter(), tmp_path))
     served = host(model)
     (modules,) = model._source._modules.values()
     own = module_of(served).getattr("count").data_ptr()

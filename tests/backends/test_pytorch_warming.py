@@ -13,6 +13,7 @@ pytest.importorskip("torch", reason="needs the extra 'torchscript'")
 
 import torch
 from torch import nn
+from torch_models import Counter
 
 from microkernel import (
     Batch,
@@ -53,18 +54,6 @@ class Picky(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         assert float(x.max()) > 5.0, "too small for me"
         return x * 2
-
-
-class Counter(nn.Module):
-    count: torch.Tensor
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.register_buffer("count", torch.zeros(1))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        self.count += 1
-        return x + self.count
 
 
 class Shapes:

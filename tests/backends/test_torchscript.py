@@ -1,6 +1,5 @@
 """Running TorchScript models: made here, and one that people use."""
 
-import importlib.util
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +12,8 @@ pytest.importorskip("torch", reason="needs the extra 'torchscript'")
 
 import torch
 from torch import nn
+from torch_models import Difference, Failing, Keyed, Perceptron, Shout, Total, silero
+from torch_models import config_of as plain_config
 
 from microkernel import (
     Batch,
@@ -30,27 +31,6 @@ MakeBatch = Callable[..., Batch]
 OutputOf = Callable[..., Any]
 Save = Callable[..., Path]
 Serve = Callable[..., Any]
-
-
-class Perceptron(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.layers = nn.Sequential(nn.Linear(4, 32), nn.ReLU(), nn.Linear(32, 3))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        result: torch.Tensor = self.layers(x)
-        return result
-
-
-class Difference(nn.Module):
-    def forward(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-        return a - b
-
-
-class Keyed(nn.Module):
-    def forward(self, d: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        return {"sum": d["a"] + d["b"], "difference": d["a"] - d["b"]}
 
 
 class Pair(NamedTuple):
@@ -81,26 +61,9 @@ class Scaled(nn.Module):
         return -scaled if flag else scaled
 
 
-class Shout(nn.Module):
-    def forward(self, words: list[str]) -> list[str]:
-        return [word + "!" for word in words]
-
-
 class Flags(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return torch.tensor([x.is_inference(), torch.is_grad_enabled()])
-
-
-class Failing(nn.Module):
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if x.numel() > 0:
-            raise ValueError("boom")
-        return x
-
-
-class Total(nn.Module):
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x.sum()
 
 
 def config_of(
@@ -109,14 +72,9 @@ def config_of(
     max_batch_size: int = 0,
     inference_mode: str = "true",
 ) -> ModelConfig:
-    """A configuration from `name: (type, *dims)`."""
-    return ModelConfig(
-        name="m",
-        max_batch_size=max_batch_size,
-        input=tuple(ModelInput(n, f"TYPE_{t}", dims=tuple(d)) for n, (t, *d) in inputs.items()),
-        output=tuple(ModelOutput(n, f"TYPE_{t}", dims=tuple(d)) for n, (t, *d) in outputs.items()),
-        parameters={"INFERENCE_MODE": ModelParameter(inference_mode)},
-    )
+    """A configuration from `name: (type, *dims)`, with the mode that the model runs in."""
+    parameters = {"INFERENCE_MODE": ModelParameter(inference_mode)}
+    return plain_config(inputs, outputs, max_batch_size, parameters=parameters)
 
 
 ROWS = np.random.default_rng(0).standard_normal((7, 4), dtype=np.float32)
@@ -394,15 +352,6 @@ def test_inference_mode_is_a_parameter_and_gradients_are_always_off(
     served = serve_module(config, save_module(Flags(), tmp_path))
     (response,) = served.execute(make_batch([{"x": np.ones(1, np.float32)}], batching=False))
     assert output_of(response, "y").tolist() == expected
-
-
-def silero() -> Path:
-    package = importlib.util.find_spec("silero_vad")
-    folders = list(package.submodule_search_locations or ()) if package else []
-    found = [path for folder in folders for path in Path(folder).glob("data/silero_vad.jit")]
-    if not found:
-        pytest.skip("needs the package 'silero_vad', whose model it serves")
-    return found[0]
 
 
 def test_silero_is_served_as_it_is_and_keeps_its_state(

@@ -1,6 +1,5 @@
 """What the TorchScript backend fills in, and what it asks a person for."""
 
-import importlib.util
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +11,7 @@ pytest.importorskip("torch", reason="needs the extra 'torchscript'")
 
 import torch
 from torch import nn
+from torch_models import Difference, Drop, Failing, Keyed, Perceptron, Shout, Total, silero
 
 from microkernel import (
     Batch,
@@ -26,17 +26,6 @@ MakeBatch = Callable[..., Batch]
 OutputOf = Callable[..., Any]
 Save = Callable[..., Path]
 Serve = Callable[..., Any]
-
-
-class Perceptron(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.layers = nn.Sequential(nn.Linear(4, 32), nn.ReLU(), nn.Linear(32, 3))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        result: torch.Tensor = self.layers(x)
-        return result
 
 
 class Convolution(nn.Module):
@@ -65,43 +54,6 @@ class Masked(Embedded):
     ) -> dict[str, torch.Tensor]:
         rows = self.table(ids) * mask.unsqueeze(-1)
         return {"rows": rows, "pooled": rows.sum(1)}
-
-
-class Difference(nn.Module):
-    def forward(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-        return a - b
-
-
-class Keyed(nn.Module):
-    def forward(self, d: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        return {"sum": d["a"] + d["b"], "difference": d["a"] - d["b"]}
-
-
-class Shout(nn.Module):
-    def forward(self, words: list[str]) -> list[str]:
-        return [word + "!" for word in words]
-
-
-class Failing(nn.Module):
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if x.numel() > 0:
-            raise ValueError("boom")
-        return x
-
-
-class Total(nn.Module):
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x.sum()
-
-
-class Drop(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.drop = nn.Dropout(0.9)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        result: torch.Tensor = self.drop(x)
-        return result
 
 
 LABEL = (ModelOutput("label", "TYPE_FP32", dims=(3,)),)
@@ -275,15 +227,6 @@ def test_a_model_that_mixes_its_rows_cannot_be_batched(tmp_path: Path, save_modu
         "autofill failed for model 'm': model does not support batching while non-zero "
         "max_batch_size is specified"
     )
-
-
-def silero() -> Path:
-    package = importlib.util.find_spec("silero_vad")
-    folders = list(package.submodule_search_locations or ()) if package else []
-    found = [path for folder in folders for path in Path(folder).glob("data/silero_vad.jit")]
-    if not found:
-        pytest.skip("needs the package 'silero_vad', whose model it serves")
-    return found[0]
 
 
 def test_silero_without_configuration_gets_one_to_fill_in(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ pytest.importorskip("torch", reason="needs the extra 'torchscript'")
 
 import torch
 from torch import nn
+from torch_models import Counter, Drop, Perceptron
 
 from microkernel import (
     Batch,
@@ -33,39 +34,6 @@ MakeBatch = Callable[..., Batch]
 OutputOf = Callable[..., Any]
 Save = Callable[..., Path]
 Serve = Callable[..., Any]
-
-
-class Perceptron(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.layers = nn.Sequential(nn.Linear(4, 32), nn.ReLU(), nn.Linear(32, 3))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        result: torch.Tensor = self.layers(x)
-        return result
-
-
-class Counter(nn.Module):
-    count: torch.Tensor
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.register_buffer("count", torch.zeros(1))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        self.count += 1
-        return x + self.count
-
-
-class Drop(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.drop = nn.Dropout(0.9)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        result: torch.Tensor = self.drop(x)
-        return result
 
 
 class Methodless(nn.Module):

@@ -85,13 +85,6 @@ def index(server: Running, body: bytes = b"") -> dict[str, dict[str, str]]:
     return lines
 
 
-def unload(server: Running, model: str) -> None:
-    """Unload a model, and wait until nothing of it is left."""
-    before = len(server.log.lines)
-    assert server.post(f"{REPOSITORY}/{model}/unload").status == 200
-    server.log.wait("model unloaded", since=before)
-
-
 def test_the_life_of_a_model_in_the_index(facts: Running) -> None:
     path = "/v2/models/later"
     assert index(facts)["later"] == {"name": "later"}
@@ -99,7 +92,7 @@ def test_the_life_of_a_model_in_the_index(facts: Running) -> None:
     assert facts.post(f"{REPOSITORY}/later/load").body == b""
     assert index(facts)["later"] == {"name": "later", "version": "1", "state": "READY"}
     assert facts.get(path).status == 200
-    unload(facts, "later")
+    facts.unload("later")
     assert index(facts)["later"] == {
         "name": "later",
         "version": "1",
@@ -134,7 +127,7 @@ def test_a_model_that_fails_stands_in_the_index(failing: Running) -> None:
     assert server.get("/v2/health/ready").status == 200
     assert {tuple(entry) for entry in index(server).values()} == {("name",)}
     assert load("later", 200, None).ask(server).status == 200
-    unload(server, "later")
+    server.unload("later")
     # What is unloaded on purpose does not keep the server from being ready, nor what is nowhere.
     LOADS["what is nowhere"].check(server)
     assert server.get("/v2/health/ready").status == 200
@@ -182,7 +175,7 @@ def test_a_configuration_and_files_that_come_along(facts: Running) -> None:
             config
         )
     finally:
-        unload(facts, "later")
+        facts.unload("later")
     assert kept == 404
 
 

@@ -140,9 +140,7 @@ def test_loading_again_begins_at_zero_and_unloading_ends_the_series(counted: Run
     body = request(an_input("X", "FP32", [1], data=[1]))
     assert counted.post("/v2/models/later/infer", body).status == 200
     assert statistics(counted, "later")["inference_count"] == 1
-    before = len(counted.log.lines)
-    counted.post("/v2/repository/models/later/unload")
-    counted.log.wait("model unloaded", since=before)
+    counted.unload("later")
     assert of("later", counted.metrics()) == {}
     assert counted.get("/v2/models/later/stats").status == 400
     assert counted.post("/v2/repository/models/later/load").status == 200

@@ -30,6 +30,7 @@ from microkernel import (
     Tensor,
     TransactionPolicy,
     Unavailable,
+    cli,
 )
 from microkernel.log import configure
 from microkernel.models.crew import Crew, CrewEvents
@@ -82,16 +83,35 @@ def run_long(pytestconfig: pytest.Config) -> RunLong:
 
 
 @pytest.fixture
-def real_log() -> Iterator[None]:
-    """The log as the server sets it up, with informational lines of libraries too."""
+def log_as_before() -> Iterator[None]:
+    """What a test does to the log is undone."""
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
-    configure(ServerSettings(), io.StringIO())
-    root.setLevel(logging.INFO)
     yield
     root.handlers[:] = handlers
     root.setLevel(level)
     structlog.reset_defaults()
+
+
+@pytest.fixture
+def real_log(log_as_before: None) -> None:
+    """The log as the server sets it up, with informational lines of libraries too."""
+    configure(ServerSettings(), io.StringIO())
+    logging.getLogger().setLevel(logging.INFO)
+
+
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+    """`call("run", "--id=x")`: the exit code of the command `microkernel`."""
+
+    def make(*arguments: str) -> int:
+        monkeypatch.setattr(sys, "argv", ["microkernel", *arguments])
+        with pytest.raises(SystemExit) as caught:
+            cli.main()
+        assert isinstance(caught.value.code, int)
+        return caught.value.code
+
+    return make
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
+from any_tensors import tensors
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -12,20 +13,6 @@ from microkernel import BY_NUMBER, DATA_TYPES, Tensor, encode_bytes
 from microkernel.caching.entries import decode_entry, encode_entry
 
 KEY, OTHER = bytes(range(32)), bytes(32)
-
-
-@st.composite
-def tensors(draw: st.DrawFn, name: str) -> Tensor:
-    datatype = DATA_TYPES[draw(st.sampled_from(sorted(DATA_TYPES)))]
-    shape = tuple(draw(st.lists(st.integers(0, 3), max_size=3)))
-    count = 1
-    for size in shape:
-        count *= size
-    if datatype.size:
-        data = draw(st.binary(min_size=count * datatype.size, max_size=count * datatype.size))
-    else:
-        data = encode_bytes(draw(st.lists(st.binary(max_size=5), min_size=count, max_size=count)))
-    return Tensor(name, datatype, shape, data)
 
 
 @st.composite

@@ -4,11 +4,10 @@ import gc
 from pathlib import Path
 
 import pytest
+from odd_loader import odd_loader
 
 from microkernel import Internal, ModelIndex
-from microkernel.backend import BackendType
 from microkernel.models.catalogue import Catalogue
-from microkernel.models.loader import Loader, LoaderSettings, Offer
 from microkernel.models.table import ModelTable
 from microkernel.repository.store import DUPLICATE
 
@@ -23,8 +22,7 @@ def repositories(tmp_path: Path) -> list[Path]:
 
 @pytest.fixture
 def catalogue(repositories: list[Path]) -> Catalogue:
-    offers = [Offer(BackendType("odd", "odd_backend:OddBackend"), None)]
-    return Catalogue(repositories, Loader(offers, LoaderSettings()), ModelTable(), threads=1)
+    return Catalogue(repositories, odd_loader(), ModelTable(), threads=1)
 
 
 async def test_what_was_never_loaded_has_a_name_only(

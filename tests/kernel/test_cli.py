@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from microkernel import app, cli
+from microkernel import app
 from microkernel.app import Setup
 from microkernel.hookspecs import ENTRY_POINT_GROUP
 from microkernel.options import options_of
@@ -58,20 +58,6 @@ def stranger(
     monkeypatch.syspath_prepend(str(site))
     monkeypatch.setenv("PYTHONPATH", f"{site}:{Path(__file__).with_name('odd')}")
     monkeypatch.chdir(cwd)
-
-
-@pytest.fixture
-def call(monkeypatch: pytest.MonkeyPatch) -> Call:
-    """`call("run", "--id=x")`: the command's exit code."""
-
-    def make(*arguments: str) -> int:
-        monkeypatch.setattr(sys, "argv", ["microkernel", *arguments])
-        with pytest.raises(SystemExit) as caught:
-            cli.main()
-        assert isinstance(caught.value.code, int)
-        return caught.value.code
-
-    return make
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from microkernel import cli
 from microkernel.hookspecs import ENTRY_POINT_GROUP
 
 Call = Callable[..., int]
@@ -66,20 +65,6 @@ def waver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, install: Callable[[st
     install("waver")
     (tmp_path / "cwd").mkdir()
     monkeypatch.chdir(tmp_path / "cwd")
-
-
-@pytest.fixture
-def call(monkeypatch: pytest.MonkeyPatch) -> Call:
-    """`call("wave", "you")`: the command's exit code."""
-
-    def make(*arguments: str) -> int:
-        monkeypatch.setattr(sys, "argv", ["microkernel", *arguments])
-        with pytest.raises(SystemExit) as caught:
-            cli.main()
-        assert isinstance(caught.value.code, int)
-        return caught.value.code
-
-    return make
 
 
 def test_help_lists_commands_without_importing_them(

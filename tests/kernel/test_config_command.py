@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from microkernel import cli
 from microkernel.config.codec import config_to_text
 from microkernel.config.model import ModelConfig, ModelInput, ModelOutput
 from microkernel.config.parse import parse_text
@@ -64,20 +63,6 @@ def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, real_log: None) -> P
     monkeypatch.setenv("PYTHONPATH", str(site))
     monkeypatch.chdir(tmp_path)
     return models
-
-
-@pytest.fixture
-def call(monkeypatch: pytest.MonkeyPatch) -> Call:
-    """`call("config", "m")`: the command's exit code."""
-
-    def make(*arguments: str) -> int:
-        monkeypatch.setattr(sys, "argv", ["microkernel", *arguments])
-        with pytest.raises(SystemExit) as caught:
-            cli.main()
-        assert isinstance(caught.value.code, int)
-        return caught.value.code
-
-    return make
 
 
 def sized(size: int) -> ModelConfig:

@@ -8,10 +8,12 @@ from multiprocessing.shared_memory import SharedMemory as Object
 from pathlib import Path
 
 import pytest
+from odd_deeds import stream_deed as deed
+from odd_loader import odd_loader
 from structlog.testing import capture_logs
+from waiting import until
 
 from microkernel import (
-    BackendType,
     InferRequest,
     InferResponse,
     InvalidArgument,
@@ -22,7 +24,7 @@ from microkernel import (
     Unsupported,
 )
 from microkernel.models import streams
-from microkernel.models.loader import Loader, LoaderSettings, Offer
+from microkernel.models.loader import Loader
 from microkernel.models.version import ModelVersion
 from microkernel.responses import HIGH_BYTES, HIGH_COUNT
 from microkernel.shared_memory import SharedMemory
@@ -46,13 +48,6 @@ def parameter(key: str, value: str) -> str:
     return f'parameters {{ key: "{key}" value {{ string_value: "{value}" }} }}\n'
 
 
-def deed(name: str) -> int:
-    from odd_streams import STREAM_DEEDS  # type: ignore[import-not-found]  # on the path here
-
-    number: int = STREAM_DEEDS[name]
-    return number
-
-
 def told(response: InferResponse) -> Row:
     """The numbers of a response, or what else it says; a `!` where it is final."""
     end = "!" if response.final else ""
@@ -74,13 +69,6 @@ async def first(stream: ResponseStream) -> InferResponse:
         return await anext(stream)
 
 
-async def until(condition: Callable[[], bool]) -> None:
-    """Wait for something that announces itself to nobody, 20 seconds at most."""
-    async with asyncio.timeout(20):
-        while not condition():  # noqa: ASYNC110 - there is no event to wait for
-            await asyncio.sleep(0.01)
-
-
 async def end(model: ModelVersion) -> None:
     async with asyncio.timeout(20):
         await model.drain()
@@ -89,7 +77,7 @@ async def end(model: ModelVersion) -> None:
 
 @pytest.fixture
 async def loader(odd_path: None) -> AsyncIterator[Loader]:
-    made = Loader([Offer(BackendType("odd", "odd_backend:OddBackend"), None)], LoaderSettings())
+    made = odd_loader()
     yield made
     await made.close()
 

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 from ensemble_models import ensemble, step
+from odd_loader import odd_loader
 from structlog.testing import capture_logs
 
-from microkernel import BackendType, InferRequest, Internal, NotFound, Unavailable
+from microkernel import InferRequest, Internal, NotFound, Unavailable
 from microkernel.models.catalogue import Catalogue, LoadFailed
-from microkernel.models.loader import Loader, LoaderSettings, Offer
 from microkernel.models.table import UNLOADED, ModelTable
 from microkernel.repository.override import Override
 
@@ -47,10 +47,7 @@ class Site:
     def __init__(self, repository: Path) -> None:
         self.repository = repository
         self.table = ModelTable()
-        offers = [Offer(BackendType("odd", "odd_backend:OddBackend"), None)]
-        self.catalogue = Catalogue(
-            [repository], Loader(offers, LoaderSettings()), self.table, threads=2
-        )
+        self.catalogue = Catalogue([repository], odd_loader(), self.table, threads=2)
 
     def write(self, name: str, config: str = MODEL, versions: tuple[int, ...] = (1,)) -> Path:
         directory = self.repository / name

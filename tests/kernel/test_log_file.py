@@ -3,9 +3,8 @@
 import gc
 import io
 import json
-import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +16,7 @@ from microkernel.log import configure
 from microkernel.log_file import Console, LogFile
 from microkernel.settings import ServerSettings
 
-
-@pytest.fixture(autouse=True)
-def as_before() -> Iterator[None]:
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-    yield
-    root.handlers[:] = handlers
-    root.setLevel(level)
-    structlog.reset_defaults()
+pytestmark = pytest.mark.usefixtures("log_as_before")
 
 
 def events(file: Path) -> list[str]:

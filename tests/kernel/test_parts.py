@@ -6,6 +6,7 @@ import time
 from typing import Any
 
 import pytest
+from any_tensors import tensors
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -18,7 +19,6 @@ from microkernel import (
     MicrokernelError,
     Outcome,
     Tensor,
-    encode_bytes,
 )
 from microkernel.request import Answer
 from microkernel.workers import parts
@@ -30,20 +30,6 @@ OUTPUTS = ("OUT0", "OUT1", "OUT2")
 SCHEMA = Schema((), OUTPUTS, batches=True, decoupled=True)
 EXPECTED_ERRORS = (struct.error, ValueError, LookupError)
 NOW = Moments(5, 7)
-
-
-@st.composite
-def tensors(draw: st.DrawFn, name: str) -> Tensor:
-    datatype = DATA_TYPES[draw(st.sampled_from(sorted(DATA_TYPES)))]
-    shape = tuple(draw(st.lists(st.integers(0, 3), max_size=3)))
-    count = 1
-    for size in shape:
-        count *= size
-    if datatype.size:
-        data = draw(st.binary(min_size=count * datatype.size, max_size=count * datatype.size))
-    else:
-        data = encode_bytes(draw(st.lists(st.binary(max_size=5), min_size=count, max_size=count)))
-    return Tensor(name, datatype, shape, data)
 
 
 @st.composite

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from odd_loader import odd_loader
 from structlog.testing import capture_logs
+from waiting import until
 
-from microkernel import BackendType, InferRequest, ModelIndex
+from microkernel import InferRequest, ModelIndex
 from microkernel.errors import MicrokernelError
 from microkernel.models.catalogue import Catalogue
-from microkernel.models.loader import Loader, LoaderSettings, Offer
 from microkernel.models.poller import Poller
 from microkernel.models.table import UNLOADED, ModelTable
 from microkernel.repository.store import DUPLICATE
@@ -39,9 +40,7 @@ class Site:
         for repository in (self.one, self.two):
             repository.mkdir()
         self.table = ModelTable()
-        loader = Loader(
-            [Offer(BackendType("odd", "odd_backend:OddBackend"), None)], LoaderSettings()
-        )
+        loader = odd_loader()
         repositories = [self.one, self.two]
         self.catalogue = Catalogue(repositories, loader, self.table, threads=2)
         self.poller = Poller(repositories, self.catalogue)
@@ -91,12 +90,6 @@ async def site(tmp_path: Path, odd_path: None) -> AsyncIterator[Site]:
     await made.poller.stop()
     await made.catalogue.drain(10)
     await made.catalogue.stop()
-
-
-async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(20):
-        while not condition():  # noqa: ASYNC110 - other parts do not know that we wait
-            await asyncio.sleep(0.001)
 
 
 async def test_what_is_there_at_the_start_is_loaded_once(site: Site) -> None:

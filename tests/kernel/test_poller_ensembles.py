@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 from ensemble_models import ensemble, step
+from odd_loader import odd_loader
 from structlog.testing import capture_logs
 
-from microkernel import BackendType, InferRequest
+from microkernel import InferRequest
 from microkernel.models.catalogue import Catalogue
-from microkernel.models.loader import Loader, LoaderSettings, Offer
 from microkernel.models.poller import Poller
 from microkernel.models.table import UNLOADED, ModelTable
 
@@ -51,10 +51,7 @@ class Site:
     def __init__(self, repository: Path) -> None:
         self.repository = repository
         self.table = ModelTable()
-        offers = [Offer(BackendType("odd", "odd_backend:OddBackend"), None)]
-        self.catalogue = Catalogue(
-            [repository], Loader(offers, LoaderSettings()), self.table, threads=2
-        )
+        self.catalogue = Catalogue([repository], odd_loader(), self.table, threads=2)
         self.poller = Poller([repository], self.catalogue)
         self._written = 0
 

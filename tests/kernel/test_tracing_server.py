@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from odd_loader import odd_loader
 
 from microkernel import (
     NO_CONTEXT,
-    BackendType,
     InferRequest,
     InvalidArgument,
     LogSettings,
@@ -22,7 +22,6 @@ from microkernel import (
 )
 from microkernel.log import LogControl
 from microkernel.models.catalogue import Catalogue
-from microkernel.models.loader import Loader, LoaderSettings, Offer
 from microkernel.models.table import ModelTable
 from microkernel.server import EXTENSIONS, KernelServer
 from microkernel.settings import ServerSettings
@@ -63,8 +62,7 @@ class Site:
         settings = ServerSettings(trace_config=config)
         self.tracer = start_tracing(settings, {})
         table = ModelTable()
-        offers = [Offer(BackendType("odd", "odd_backend:OddBackend"), None)]
-        self.catalogue = Catalogue([self._repository], Loader(offers, LoaderSettings()), table, 1)
+        self.catalogue = Catalogue([self._repository], odd_loader(), table, 1)
         await self.catalogue.load_all(None)
         control = LogControl(LogSettings())
         self.server = KernelServer(table, self.catalogue, control, settings, self.tracer)

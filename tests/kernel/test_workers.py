@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from odd_deeds import deed
 from structlog.testing import capture_logs
 
 from microkernel import (
@@ -27,13 +28,6 @@ RunBatch = Callable[..., Awaitable[Result]]
 Ask = Callable[..., InferRequest]
 OddConfig = Callable[..., ModelConfig]
 Places = Callable[..., list[Placement]]
-
-
-def deed(name: str) -> int:
-    from odd_backend import DEEDS  # type: ignore[import-not-found]  # on the path in these tests
-
-    number: int = DEEDS[name]
-    return number
 
 
 def rows(result: Result) -> list[Any]:

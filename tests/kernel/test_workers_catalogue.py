@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from odd_loader import odd_loader
 from structlog.testing import capture_logs
+from waiting import until
 
 from microkernel import (
-    BackendType,
     InferRequest,
     Internal,
     InvalidArgument,
@@ -23,7 +24,6 @@ from microkernel import (
     Unavailable,
 )
 from microkernel.models.catalogue import Catalogue, LoadFailed, check_name
-from microkernel.models.loader import Loader, LoaderSettings, Offer
 from microkernel.models.table import UNLOADED, ModelTable
 from microkernel.repository.override import Override
 
@@ -63,8 +63,7 @@ class Site:
         self.one.mkdir()
         self.two.mkdir()
         self.table = ModelTable()
-        offers = [Offer(BackendType("odd", "odd_backend:OddBackend"), None)]
-        loader = Loader(offers, LoaderSettings())
+        loader = odd_loader()
         self.catalogue = Catalogue([self.one, self.two], loader, self.table, threads=2)
 
     def index(self) -> list[tuple[str, str, str]]:
@@ -201,13 +200,6 @@ def touch(directory: Path) -> None:
     """Make the directory look newer than it was."""
     newest = max(path.stat().st_mtime_ns for path in [directory, *directory.rglob("*")])
     os.utime(directory / "config.pbtxt", ns=(newest + 10**9, newest + 10**9))
-
-
-async def until(condition: Callable[[], object]) -> None:
-    """Let the loop run until the condition holds."""
-    async with asyncio.timeout(20):
-        while not condition():  # noqa: ASYNC110 - other parts do not know that we wait
-            await asyncio.sleep(0.001)
 
 
 async def test_a_model_that_did_not_change_is_left_alone(site: Site, ask: Ask) -> None:

@@ -11,10 +11,12 @@ from pathlib import Path
 
 import psutil
 import pytest
+from odd_deeds import deed, rows, stream_deed
+from odd_loader import odd_loader
 from structlog.testing import capture_logs
+from waiting import until
 
 from microkernel import (
-    BackendType,
     InferRequest,
     InferResponse,
     InvalidArgument,
@@ -24,7 +26,6 @@ from microkernel import (
     Unavailable,
     WorkerFailed,
 )
-from microkernel.models.loader import Loader, LoaderSettings, Offer
 from microkernel.models.version import ModelVersion
 from microkernel.stats import Failure
 from microkernel.workers import wire
@@ -52,25 +53,6 @@ DECOUPLED = "model_transaction_policy { decoupled: true }\n"
 KINDS = pytest.mark.parametrize("kind", ["process", "thread"])
 
 
-def deed(name: str) -> int:
-    from odd_backend import DEEDS  # type: ignore[import-not-found]  # on the path in these tests
-
-    number: int = DEEDS[name]
-    return number
-
-
-def stream_deed(name: str) -> int:
-    from odd_streams import STREAM_DEEDS  # type: ignore[import-not-found]  # on the path here
-
-    number: int = STREAM_DEEDS[name]
-    return number
-
-
-def rows(response: InferResponse) -> list[list[int]]:
-    values: list[list[int]] = response.outputs[0].as_numpy().tolist()
-    return values
-
-
 def errors(result: Result) -> list[tuple[type, str]]:
     return [(type(answer), str(answer)) for answer in result.answers]
 
@@ -84,7 +66,7 @@ async def read(stream: ResponseStream) -> list[str | list[list[int]]]:
 async def load(odd_path: None, new_children: Children, tmp_path: Path) -> AsyncIterator[Load]:
     """`model = await load("thread", ...)`: a model on that kind of worker; no process is left in
     the end."""
-    loader = Loader([Offer(BackendType("odd", "odd_backend:OddBackend"), None)], LoaderSettings())
+    loader = odd_loader()
     made: list[ModelVersion] = []
 
     async def make(kind: str, *more: str) -> ModelVersion:
@@ -255,7 +237,6 @@ async def test_restarts_of_one_that_never_lives_come_ever_more_slowly(load: Load
 
 
 async def _ask_until_alive(model: ModelVersion, request: InferRequest) -> InferResponse:
+    await until(lambda: model.ready)
     async with asyncio.timeout(20):
-        while not model.ready:  # noqa: ASYNC110 - there is no event to wait for
-            await asyncio.sleep(0.01)
         return await model.infer(request)

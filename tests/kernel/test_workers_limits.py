@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from odd_deeds import deed
+from odd_loader import odd_loader
 from structlog.testing import capture_logs
+from waiting import until
 
 from microkernel import (
-    BackendType,
     InferRequest,
     Internal,
     InvalidArgument,
@@ -25,7 +27,6 @@ from microkernel import (
     ModelParameter,
     Unavailable,
 )
-from microkernel.models.loader import Loader, LoaderSettings, Offer
 from microkernel.models.version import ModelVersion
 from microkernel.workers import limits
 from microkernel.workers.limits import (
@@ -125,7 +126,7 @@ def test_the_size_of_a_process() -> None:
 @pytest.fixture
 async def load(odd_path: None, tmp_path: Path) -> AsyncIterator[Load]:
     """`model = await load(WORKER_NETWORK="none")`: a model with those parameters."""
-    loader = Loader([Offer(BackendType("odd", "odd_backend:OddBackend"), None)], LoaderSettings())
+    loader = odd_loader()
     made: list[ModelVersion] = []
 
     async def make(**parameters: str) -> ModelVersion:
@@ -146,17 +147,9 @@ async def load(odd_path: None, tmp_path: Path) -> AsyncIterator[Load]:
     await loader.close()
 
 
-def deed(name: str) -> int:
-    from odd_backend import DEEDS  # type: ignore[import-not-found]  # on the path in these tests
-
-    number: int = DEEDS[name]
-    return number
-
-
 async def answer(model: ModelVersion, request: InferRequest) -> list[Any]:
+    await until(lambda: model.ready)
     async with asyncio.timeout(20):
-        while not model.ready:  # noqa: ASYNC110 - there is no event to wait for
-            await asyncio.sleep(0.01)
         row: list[Any] = (await model.infer(request)).outputs[0].as_numpy()[0].tolist()
         return row
 

@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
+from odd_deeds import deed
 from structlog.testing import capture_logs
+from waiting import gone
 
 from microkernel import (
     InferRequest,
@@ -36,13 +38,6 @@ Places = Callable[..., list[Placement]]
 Children = Callable[[], list[psutil.Process]]
 
 
-def deed(name: str) -> int:
-    from odd_backend import DEEDS  # type: ignore[import-not-found]  # on the path in these tests
-
-    number: int = DEEDS[name]
-    return number
-
-
 def output(result: Result) -> Any:
     """The first request's output."""
     answer = result.answers[0]
@@ -53,14 +48,6 @@ def output(result: Result) -> Any:
 def ended(cause: str, *instances: str) -> str:
     names = ", ".join(f"'{name}'" for name in instances or ("odd_0",))
     return f"the worker process of model 'odd' (instances: {names}) ended: {cause}"
-
-
-def gone(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return True
-    return False
 
 
 DEATHS = [

@@ -1,7 +1,6 @@
 """Starting worker processes: fork servers, settings, and what fails before the first batch."""
 
 import asyncio
-import os
 import signal
 import socket
 import sys
@@ -10,6 +9,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from waiting import gone
 
 from microkernel import (
     BackendType,
@@ -32,14 +32,6 @@ Ask = Callable[..., InferRequest]
 OddConfig = Callable[..., ModelConfig]
 Places = Callable[..., list[Placement]]
 Children = Callable[[], list[psutil.Process]]
-
-
-def gone(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return True
-    return False
 
 
 async def test_settings_reach_the_backend(

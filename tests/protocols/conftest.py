@@ -139,6 +139,14 @@ async def grpc_port(server: FakeServer) -> AsyncIterator[int]:
     await frontend.stop(5)
 
 
+@pytest.fixture
+async def channel(grpc_port: int) -> AsyncIterator[Any]:
+    """A channel of gRPC to the front end."""
+    grpc = pytest.importorskip("grpc", reason="the extra 'grpc' is missing")
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{grpc_port}") as opened:
+        yield opened
+
+
 HttpServing: TypeAlias = Callable[..., AbstractAsyncContextManager[Any]]
 """Called with settings, serves HTTP on a free port of 127.0.0.1; gives the front end."""
 

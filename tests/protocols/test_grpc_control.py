@@ -3,7 +3,7 @@
 import asyncio
 import multiprocessing.shared_memory
 from base64 import b64encode
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
@@ -60,12 +60,6 @@ def stats() -> ModelStats:
 def server() -> FakeServer:
     config = ModelConfig(name="m", backend="python")
     return FakeServer([FakeModel(config, version=3, stats=stats())])
-
-
-@pytest.fixture
-async def channel(grpc_port: int) -> AsyncIterator[Any]:
-    async with grpc.aio.insecure_channel(f"127.0.0.1:{grpc_port}") as opened:
-        yield opened
 
 
 async def with_client(port: int, use: Callable[[Any], Any]) -> Any:

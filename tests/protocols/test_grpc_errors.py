@@ -2,7 +2,6 @@
 
 import asyncio
 import struct
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -70,12 +69,6 @@ def server() -> FakeServer:
     )
     made.models["gone"].ready = False
     return made
-
-
-@pytest.fixture
-async def channel(grpc_port: int) -> AsyncIterator[Any]:
-    async with grpc.aio.insecure_channel(f"127.0.0.1:{grpc_port}") as opened:
-        yield opened
 
 
 def tensor(name: str, datatype: str, *shape: int, **fields: Any) -> dict[str, Any]:

@@ -4,7 +4,7 @@ import asyncio
 import queue
 import re
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -39,12 +39,6 @@ from microkernel_grpc.status import details_of, status_of  # noqa: E402
 def with_client(port: int, use: Callable[[Any], Any]) -> Any:
     with client.InferenceServerClient(f"127.0.0.1:{port}") as connected:
         return use(connected)
-
-
-@pytest.fixture
-async def channel(grpc_port: int) -> AsyncIterator[Any]:
-    async with grpc.aio.insecure_channel(f"127.0.0.1:{grpc_port}") as opened:
-        yield opened
 
 
 def bare(channel: Any, name: str, service: str = SERVICES[0]) -> Any:

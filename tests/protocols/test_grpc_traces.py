@@ -225,7 +225,7 @@ async def test_a_call_that_fails_hands_its_trace_in(server: Tracing, channel: An
 async def test_a_client_that_gives_up_leaves_no_trace_open(server: Tracing, channel: Any) -> None:
     server.models["m"].answer = hanging
     with pytest.raises(grpc.aio.AioRpcError):
-        await infer(channel, timeout=0.5)
+        await infer(channel, timeout=2)
     assert names(await asyncio.wait_for(server.ended.get(), LIMIT)) == MARKS
 
 

@@ -469,6 +469,7 @@ async def test_a_stream_that_breaks_does_not_look_whole(
     monkeypatch.setattr(server, "stream", stream)
     with pytest.raises(aiohttp.ClientError):
         await ask(http_port, path)
+    await asyncio.wait_for(broken.closed.wait(), 10)
     assert broken.closed.is_set()
     assert "ZeroDivisionError" in capsys.readouterr().out
 

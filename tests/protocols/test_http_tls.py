@@ -100,7 +100,7 @@ async def test_a_handshake_that_does_not_end_is_cut_off(
 
 
 async def test_a_head_that_does_not_end_over_tls(http_serving: Serving, certificates: Path) -> None:
-    settings = own_files(certificates, use_ssl=True, header_timeout=0.2)
+    settings = own_files(certificates, use_ssl=True, header_timeout=1.0)
     async with http_serving(**settings) as frontend:
         secure = context(certificates)
         reader, writer = await asyncio.open_connection("127.0.0.1", frontend.port, ssl=secure)

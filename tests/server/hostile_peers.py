@@ -54,6 +54,15 @@ def write_victims(repository: Path) -> None:
     write_python_model(repository, "many", _MANY, _MANY_BODY)
 
 
+def victim_of(
+    folders: pytest.TempPathFactory, start_server: Callable[..., Running], *flags: str
+) -> "Victim":
+    """A server of those models, with these flags, to be attacked."""
+    repository = folders.mktemp("hostile") / "models"
+    write_victims(repository)
+    return Victim(start_server(repository, *flags))
+
+
 class Peer:
     """A client that sends bytes as they are. No wait of it is longer than PATIENCE."""
 

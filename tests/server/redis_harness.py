@@ -1,16 +1,23 @@
 """A real Redis on a free port of 127.0.0.1, which a test can stop, freeze and start again."""
 
 import os
+import random
 import shutil
 import signal
 import socket
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from server_harness import ADDRESS, PATIENCE
 
 BINARY = shutil.which("redis-server")
+LONG = 20_000
+"""Milliseconds that a test would rather wait than have Redis taken for gone."""
+_TIMES = ("connect_timeout", "socket_timeout", "wait_timeout")
+_OWN_PORTS = range(20_000, 30_000)
+"""Below those that Linux gives to connections."""
 
 
 class RedisProcess:
@@ -19,9 +26,7 @@ class RedisProcess:
     def __init__(self, folder: Path, *flags: str) -> None:
         if BINARY is None:
             pytest.skip("redis-server is not installed")
-        with socket.socket() as free:
-            free.bind((ADDRESS, 0))
-            self.port: int = free.getsockname()[1]
+        self.port = _free_port()
         self._folder = folder
         self._flags = flags
         self._process: subprocess.Popen[str] | None = None
@@ -61,5 +66,21 @@ class RedisProcess:
 
     @property
     def config(self) -> list[str]:
-        """The flags of a server that uses it."""
+        """The flags of a server that uses it, and waits for it however busy the machine is."""
+        return [*self.hasty_config, *(f"--cache-config=redis,{time}={LONG}" for time in _TIMES)]
+
+    @property
+    def hasty_config(self) -> list[str]:
+        """The flags of a server that waits for it no longer than it does by default."""
         return [f"--cache-config=redis,host={ADDRESS}", f"--cache-config=redis,port={self.port}"]
+
+
+def _free_port() -> int:
+    """A port on which nobody listens, and which no connection of anybody is given, so that it is
+    free to the end of the test."""
+    with socket.socket() as free:
+        for port in random.sample(_OWN_PORTS, len(_OWN_PORTS)):
+            with suppress(OSError):
+                free.bind((ADDRESS, port))
+                return port
+    raise AssertionError("every port is taken")

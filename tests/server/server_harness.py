@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -187,6 +188,23 @@ class Running:
         """The processes that the server has started, theirs included."""
         return psutil.Process(self.process.pid).children(recursive=True)
 
+    def until(self, reached: Callable[[], object]) -> None:
+        """Wait until something comes to be of which no line of the log tells; fails with the log
+        where it does not, or the server ends before."""
+        deadline = time.monotonic() + PATIENCE
+        while not reached():
+            assert self.process.poll() is None, f"the server has ended:\n{self.log.text}"
+            assert time.monotonic() < deadline, f"waited in vain:\n{self.log.text}"
+
+    def unload(self, model: str) -> None:
+        """Have a model unloaded, and wait until nothing of it is left."""
+        assert self.post(f"/v2/repository/models/{model}/unload").status == 200
+        self.until(lambda: not self._unloading(model))
+
+    def _unloading(self, model: str) -> bool:
+        lines = self.post("/v2/repository/index").json
+        return any(e["name"] == model and e.get("state") == "UNLOADING" for e in lines)
+
     def signal(self, number: signal.Signals) -> None:
         """Send a signal to the server."""
         self.process.send_signal(number)
@@ -296,6 +314,11 @@ class Gate:
     def reached(self) -> int:
         """Wait until the model is there; the descriptor to pass to `open`."""
         return os.open(self.path, os.O_WRONLY)
+
+    def shut(self) -> int:
+        """Have the model wait whenever it comes, and wait for nobody; the descriptor to pass to
+        `open`."""
+        return os.open(self.path, os.O_RDWR)  # which Linux opens at once
 
     @staticmethod
     def open(descriptor: int) -> None:

@@ -61,8 +61,8 @@ def server(start_server: Start, tmp_path_factory: pytest.TempPathFactory) -> Run
     return start_server(repository, "--model-control-mode=explicit")
 
 
-def change(server: Running, model: str, what: str) -> int:
-    return server.post(f"/v2/repository/models/{model}/{what}").status
+def load(server: Running, model: str) -> int:
+    return server.post(f"/v2/repository/models/{model}/load").status
 
 
 def infer(server: Running, model: str, number: int) -> float:
@@ -71,14 +71,8 @@ def infer(server: Running, model: str, number: int) -> float:
     return float(answer.json["outputs"][0]["data"][0])
 
 
-def unload(server: Running, model: str) -> None:
-    since = len(server.log.lines)
-    assert change(server, model, "unload") == 200
-    server.log.wait("model unloaded", since=since)
-
-
 def test_the_series_of_a_model_from_load_to_unload(server: Running) -> None:
-    assert change(server, "m", "load") == 200
+    assert load(server, "m") == 200
     fresh = server.metrics()
     assert fresh['seen_total{model="a",version="1"}'] == 0
     assert fresh["last_number"] == -1
@@ -94,13 +88,13 @@ def test_the_series_of_a_model_from_load_to_unload(server: Running) -> None:
         'numbers_bucket{of="x",le="+Inf"} 3\nnumbers_sum{of="x"} 78\nnumbers_count{of="x"} 3',
     ):
         assert lines in page
-    unload(server, "m")
+    server.unload("m")
     page = ask(server.ports["Metrics"], "GET", "/metrics").body.decode()
     assert not any(name in page for name in ("seen_total", "last_number", "numbers"))
 
 
 def test_a_worker_that_died_begins_anew(server: Running) -> None:
-    assert change(server, "m", "load") == 200
+    assert load(server, "m") == 200
     assert infer(server, "m", 5) == 1
     since = len(server.log.lines)
     answer = server.infer("m", ("X", "INT32", [[666]]))
@@ -109,23 +103,23 @@ def test_a_worker_that_died_begins_anew(server: Running) -> None:
     fresh = server.metrics()
     assert fresh['seen_total{model="a",version="1"}'] == 0
     assert fresh["last_number"] == -1
-    unload(server, "m")
+    server.unload("m")
 
 
 @pytest.mark.parametrize("model", ["late", "threaded"])
 def test_a_family_may_come_late_and_on_a_loop_or_in_a_thread(server: Running, model: str) -> None:
-    assert change(server, model, "load") == 200
+    assert load(server, model) == 200
     assert "late" not in server.metrics()
     assert infer(server, model, 1) == 2.5
     assert server.metrics()['late{by="async"}'] == 2.5
-    unload(server, model)
+    server.unload(model)
     assert 'late{by="async"}' not in server.metrics()
 
 
 def test_a_family_of_another_kind_fails_the_load(server: Running) -> None:
-    assert change(server, "m", "load") == 200
+    assert load(server, "m") == 200
     answer = server.post("/v2/repository/models/wrong/load")
     assert answer.status == 400
     words = f"{TritonModelException.__name__}: metric family 'seen_total' is a counter"
     assert words in answer.error
-    unload(server, "m")
+    server.unload("m")

@@ -6,6 +6,7 @@ import queue
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -261,7 +262,8 @@ def test_a_worker_that_dies_in_a_step(server: Running, repository: Path) -> None
     asker.start()
     descriptor = gate.reached()
     since = len(server.log.lines)
-    (worker,) = (p for p in server.processes() if holds(p, gate.path))
+    server.until(lambda: holders(server, gate.path))  # its own call of `open` may still return
+    (worker,) = holders(server, gate.path)
     gate.path.unlink()
     os.kill(worker.pid, signal.SIGKILL)
     found = answers.get(timeout=PATIENCE)
@@ -274,10 +276,18 @@ def test_a_worker_that_dies_in_a_step(server: Running, repository: Path) -> None
     assert infer(server, "chain", 1) == [[4]]
 
 
+def holders(server: Running, path: Path) -> list[Any]:
+    """The processes of a server that have the file open."""
+    return [process for process in server.processes() if holds(process, path)]
+
+
 def holds(process: Any, path: Path) -> bool:
     """Whether a process has the file open."""
-    folder = Path(f"/proc/{process.pid}/fd")
-    return path in [link.readlink() for link in folder.iterdir() if link.is_symlink()]
+    for link in Path(f"/proc/{process.pid}/fd").iterdir():
+        with suppress(FileNotFoundError):  # closed meanwhile
+            if link.readlink() == path:
+                return True
+    return False
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import random
 from collections.abc import Callable
 
 import pytest
-from hostile_peers import GOOD, INFER, Peer, Victim, head_of, is_served, request_of, write_victims
+from hostile_peers import GOOD, INFER, Peer, Victim, head_of, is_served, request_of, victim_of
 from server_harness import Answer, Running
 
 
@@ -14,9 +14,7 @@ from server_harness import Answer, Running
 def victim(
     tmp_path_factory: pytest.TempPathFactory, start_server: Callable[..., Running]
 ) -> Victim:
-    repository = tmp_path_factory.mktemp("hostile") / "models"
-    write_victims(repository)
-    return Victim(start_server(repository))
+    return victim_of(tmp_path_factory, start_server)
 
 
 CHUNKED = head_of(INFER, "Transfer-Encoding: chunked")

@@ -9,7 +9,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 import pytest
-from hostile_peers import MODEL, Peer, Victim, grpc_stub, is_served, write_victims
+from hostile_peers import MODEL, Peer, Victim, grpc_stub, is_served, victim_of
 from server_harness import PATIENCE, Running, in_threads
 
 grpc = pytest.importorskip("grpc", reason="the extra 'grpc' is missing")
@@ -23,9 +23,7 @@ END_STREAM, END_HEADERS = 1, 4
 def victim(
     tmp_path_factory: pytest.TempPathFactory, start_server: Callable[..., Running]
 ) -> Victim:
-    repository = tmp_path_factory.mktemp("hostile") / "models"
-    write_victims(repository)
-    return Victim(start_server(repository))
+    return victim_of(tmp_path_factory, start_server)
 
 
 def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:

@@ -13,7 +13,7 @@ from hostile_peers import (
     GOOD,
     INFER,
     Victim,
-    write_victims,
+    victim_of,
 )
 from server_harness import Answer, Running, ask, in_threads
 
@@ -28,9 +28,7 @@ LIMIT = 64 << 20
 def victim(
     tmp_path_factory: pytest.TempPathFactory, start_server: Callable[..., Running]
 ) -> Victim:
-    repository = tmp_path_factory.mktemp("hostile") / "models"
-    write_victims(repository)
-    return Victim(start_server(repository))
+    return victim_of(tmp_path_factory, start_server)
 
 
 def one(kind: str, shape: str, **more: Any) -> bytes:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hostile_peers import INFER, MODEL, Victim, grpc_stub, is_served, write_victims
+from hostile_peers import INFER, MODEL, Victim, grpc_stub, is_served, victim_of
 from server_harness import PATIENCE, Answer, Running, ask
 
 grpc = pytest.importorskip("grpc", reason="the extra 'grpc' is missing")
@@ -27,9 +27,7 @@ pytestmark = pytest.mark.skipif(not SHARED.is_dir(), reason="there is no /dev/sh
 def victim(
     tmp_path_factory: pytest.TempPathFactory, start_server: Callable[..., Running]
 ) -> Victim:
-    repository = tmp_path_factory.mktemp("hostile") / "models"
-    write_victims(repository)
-    return Victim(start_server(repository, "--allow-client-shm=true"))
+    return victim_of(tmp_path_factory, start_server, "--allow-client-shm=true")
 
 
 @pytest.fixture

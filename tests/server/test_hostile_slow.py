@@ -17,8 +17,8 @@ from hostile_peers import (
     head_of,
     is_served,
     request_of,
+    victim_of,
     wait_until,
-    write_victims,
 )
 from server_harness import PATIENCE, Running, ask
 
@@ -32,11 +32,9 @@ TOO_LATE = b'{"error":"the %b of the request took too long"}'
 def victim(
     tmp_path_factory: pytest.TempPathFactory, start_server: Callable[..., Running]
 ) -> Victim:
-    repository = tmp_path_factory.mktemp("hostile") / "models"
-    write_victims(repository)
     limits = {"header": LIMIT, "body": LIMIT, "keep-alive": 2 * LIMIT}
     flags = [f"--http-{what}-timeout-secs={limit}" for what, limit in limits.items()]
-    return Victim(start_server(repository, *flags))
+    return victim_of(tmp_path_factory, start_server, *flags)
 
 
 @contextmanager
@@ -196,9 +194,7 @@ def patient(
     tmp_path_factory: pytest.TempPathFactory, start_server: Callable[..., Running]
 ) -> Victim:
     """A server with the limits that are set by default."""
-    repository = tmp_path_factory.mktemp("hostile") / "models"
-    write_victims(repository)
-    return Victim(start_server(repository))
+    return victim_of(tmp_path_factory, start_server)
 
 
 @pytest.mark.parametrize("port", PORTS)

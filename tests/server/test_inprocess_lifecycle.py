@@ -7,7 +7,8 @@ import subprocess
 import sys
 import textwrap
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,15 @@ def repository(tmp_path: Path) -> Path:
 
 def children() -> set[int]:
     return {child.pid for child in psutil.Process().children(recursive=True)}
+
+
+def still_there(pids: Iterable[int]) -> list[psutil.Process]:
+    """Those processes that there are."""
+    found = []
+    for pid in pids:
+        with suppress(psutil.NoSuchProcess):
+            found.append(psutil.Process(pid))
+    return found
 
 
 def threads() -> set[str]:
@@ -204,9 +214,9 @@ def test_a_start_that_takes_too_long(repository: Path) -> None:
         except tritonserver.UnavailableError as error:
             ends.append(str(error))
 
+    descriptor = gate.shut()
     thread = threading.Thread(target=start)
     thread.start()
-    descriptor = gate.reached()
     thread.join(PATIENCE)
     assert ends == ["the server was not ready after 5 seconds"]
     gate.open(descriptor)
@@ -259,9 +269,7 @@ def test_a_server_that_is_dropped_stops(repository: Path) -> None:
     workers = children() - before
     assert workers
     del model
-    _, alive = psutil.wait_procs(
-        [psutil.Process(pid) for pid in workers if psutil.pid_exists(pid)], PATIENCE
-    )
+    _, alive = psutil.wait_procs(still_there(workers), PATIENCE)
     assert alive == []
     for thread in threading.enumerate():
         if "microkernel" in thread.name:
@@ -295,7 +303,7 @@ def test_a_program_that_ends_without_stopping(repository: Path, end: str, code: 
     number, pids = done.stdout.splitlines()
     assert number == "7"
     assert pids
-    left = [psutil.Process(int(pid)) for pid in pids.split() if psutil.pid_exists(int(pid))]
+    left = still_there(map(int, pids.split()))
     _, alive = psutil.wait_procs(left, 0 if end != "os._exit(5)" else PATIENCE)
     assert alive == []
     assert done.stderr == "" or "1 / 0" in end

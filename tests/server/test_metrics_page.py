@@ -184,8 +184,7 @@ def test_the_board_has_one_source_and_no_overlaps() -> None:
 
 
 def test_the_series_of_a_model_vanish_with_it(server: Running) -> None:
-    assert server.post("/v2/repository/models/m/unload").status == 200
-    server.log.wait("model unloaded")
+    server.unload("m")
     found = page(server)
     assert not [name for name in found if name.startswith(("nv_inference", "microkernel_"))]
     assert "nv_pinned_memory_pool_total_bytes" in found

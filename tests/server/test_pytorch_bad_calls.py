@@ -1,7 +1,6 @@
 """TorchScript models that fail, hang, chatter and want all memory there is: their callers hear what
 happened, and the neighbours never notice."""
 
-import threading
 import uuid
 import warnings
 from collections.abc import Callable, Iterator
@@ -10,18 +9,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+from commanded_models import Client, hang_beside_a_neighbour
 from inprocess_models import own_log
-from server_harness import PATIENCE, Running
+from server_harness import Running
 
 from microkernel import Server
 
 torch: Any = pytest.importorskip("torch", reason="the extra 'torchscript' is missing")
-http: Any = pytest.importorskip("tritonclient.http", reason="tritonclient[http] is missing")
-grpc: Any = pytest.importorskip("tritonclient.grpc", reason="tritonclient[grpc] is missing")
+pytest.importorskip("tritonclient.http", reason="tritonclient[http] is missing")
+pytest.importorskip("tritonclient.grpc", reason="tritonclient[grpc] is missing")
 shm: Any = pytest.importorskip("tritonclient.utils.shared_memory", reason="tritonclient is missing")
-InferenceServerException: Any = pytest.importorskip(
-    "tritonclient.utils", reason="tritonclient is missing"
-).InferenceServerException
 
 GOOD, RAISE, ASSERT, CHATTER, HANG, ALLOCATE, NOTHING, OTHER_TYPE, LONG = 1, 2, 3, 4, 5, 6, 7, 8, 9
 """What the model is asked to do; the rest of its life it adds one to its input, in place."""
@@ -85,46 +82,17 @@ def server(
 ) -> Running:
     repository = tmp_path_factory.mktemp("calls") / "models"
     write(repository, "bad")
-    write(repository, "endless", EXECUTION_TIMEOUT_SECS="0.5")
+    write(repository, "endless", EXECUTION_TIMEOUT_SECS="2")
     write(repository, "neighbour")
     write(repository, "inside", WORKER="thread")
     return start_server(repository, "--allow-client-shm=true")
 
 
-class Client:
-    """The official client of a protocol: one call of a model."""
-
-    def __init__(self, kind: Any, url: str) -> None:
-        self.kind = kind
-        self.calls = kind.InferenceServerClient(url)
-
-    def ask(self, model: str, code: int, values: tuple[float, ...] = (1, 2)) -> list[float]:
-        x = self.kind.InferInput("x", [len(values)], "FP32")
-        x.set_data_from_numpy(np.array(values, np.float32))
-        result = self.calls.infer(model, [x, self.code(code)])
-        found: list[float] = result.as_numpy("y").tolist()
-        return found
-
-    def code(self, code: int) -> Any:
-        tensor = self.kind.InferInput("code", [1], "INT64")
-        tensor.set_data_from_numpy(np.array([code]))
-        return tensor
-
-    def error(self, model: str, code: int) -> str:
-        with pytest.raises(InferenceServerException) as caught:
-            self.ask(model, code)
-        return str(caught.value.message())
-
-
 @pytest.fixture(params=["http", "grpc"])
 def client(request: pytest.FixtureRequest, server: Running) -> Iterator[Client]:
-    made = connected(server, http if request.param == "http" else grpc)
+    made = Client(request.param, server)
     yield made
     made.calls.close()
-
-
-def connected(server: Running, kind: Any) -> Client:
-    return Client(kind, server.http_url if kind is http else server.grpc_url)
 
 
 @pytest.mark.parametrize(
@@ -143,15 +111,15 @@ def test_what_went_wrong_comes_first_and_the_model_goes_on(
     assert text.startswith(FAILURE)
     assert first in text.splitlines()[0]
     assert later in text
-    assert client.ask("bad", GOOD) == [2, 3]
+    assert client.command("bad", GOOD) == [2, 3]
 
 
 def test_another_type_than_before_fails_its_own_call(client: Client) -> None:
-    assert client.ask("bad", GOOD) == [2, 3]
+    assert client.command("bad", GOOD) == [2, 3]
     assert client.error("bad", OTHER_TYPE) == (
         "configuration expects datatype TYPE_FP32 for output 'y', model provides TYPE_INT32"
     )
-    assert client.ask("bad", GOOD) == [2, 3]
+    assert client.command("bad", GOOD) == [2, 3]
 
 
 def test_a_megabyte_of_an_error_arrives_shortened(client: Client) -> None:
@@ -162,28 +130,15 @@ def test_a_megabyte_of_an_error_arrives_shortened(client: Client) -> None:
 
 
 def test_a_megabyte_of_chatter_holds_nothing_up(client: Client) -> None:
-    assert client.ask("bad", CHATTER) == [2, 3]
+    assert client.command("bad", CHATTER) == [2, 3]
 
 
 def test_a_call_without_end_is_ended_and_the_neighbours_do_not_notice(
     server: Running, client: Client
 ) -> None:
-    errors: list[str] = []
-    since = len(server.log.lines)
-    other = connected(server, client.kind)
-    hanging = threading.Thread(target=lambda: errors.append(other.error("endless", HANG)))
-    hanging.start()
-    answers = 0
-    while hanging.is_alive():
-        assert client.ask("neighbour", GOOD) == [2, 3]
-        answers += 1
-    hanging.join(PATIENCE)
-    other.calls.close()
-    assert answers > 0
-    assert "the worker process of model 'endless'" in errors[0]
-    assert "an execution took longer than 0.5 seconds" in errors[0]
-    server.log.wait("worker restarted", since=since)
-    assert client.ask("endless", GOOD) == [2, 3]
+    error = hang_beside_a_neighbour(server, client, HANG, GOOD)
+    assert "the worker process of model 'endless'" in error
+    assert "an execution took longer than 2 seconds" in error
 
 
 def test_a_model_that_works_in_place_leaves_the_memory_of_clients_alone(
@@ -198,7 +153,7 @@ def test_a_model_that_works_in_place_leaves_the_memory_of_clients_alone(
         x = client.kind.InferInput("x", [2], "FP32")
         x.set_shared_memory("given", 8)
         for _ in range(2):
-            result = client.calls.infer("inside", [x, client.code(GOOD)])
+            result = client.calls.infer("inside", [x, client.input("code", np.array([GOOD]))])
             assert result.as_numpy("y").tolist() == [2, 3]
         kept = shm.get_contents_as_numpy(region, np.float32, [2])
         assert kept.tolist() == [1, 2]

@@ -4,7 +4,6 @@ and that nobody else notices."""
 import importlib.util
 import shutil
 import sys
-import threading
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,14 +11,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from server_harness import PATIENCE, Running, write_python_model
+from commanded_models import Client, hang_beside_a_neighbour
+from server_harness import Running, write_python_model
 
 torch: Any = pytest.importorskip("torch", reason="the extra 'torchscript' is missing")
-http: Any = pytest.importorskip("tritonclient.http", reason="tritonclient[http] is missing")
-grpc: Any = pytest.importorskip("tritonclient.grpc", reason="tritonclient[grpc] is missing")
-InferenceServerException: Any = pytest.importorskip(
-    "tritonclient.utils", reason="tritonclient is missing"
-).InferenceServerException
+pytest.importorskip("tritonclient.http", reason="tritonclient[http] is missing")
+pytest.importorskip("tritonclient.grpc", reason="tritonclient[grpc] is missing")
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 ROW = np.array([1, 2, 3, 4], np.float32)
@@ -105,7 +102,7 @@ def server(
 ) -> Running:
     repository = tmp_path_factory.mktemp("modules") / "models"
     write_module(repository, "bad", MISBEHAVING, TENSORS)
-    write_module(repository, "endless", MISBEHAVING, TENSORS, EXECUTION_TIMEOUT_SECS="0.5")
+    write_module(repository, "endless", MISBEHAVING, TENSORS, EXECUTION_TIMEOUT_SECS="2")
     write_module(repository, "neighbour", MISBEHAVING, TENSORS)
     write_linear(repository, "bare")
     write_linear(
@@ -125,43 +122,9 @@ def server(
     )
 
 
-class Client:
-    """The official client of a protocol: one call of a model."""
-
-    def __init__(self, kind: Any, server: Running) -> None:
-        self.kind = kind
-        self.calls = kind.InferenceServerClient(
-            server.http_url if kind is http else server.grpc_url
-        )
-
-    def ask(self, model: str, **arrays: np.ndarray[Any, Any]) -> Any:
-        """The model's only output."""
-        inputs = []
-        for name, array in arrays.items():
-            kind = {"float32": "FP32", "int64": "INT64"}[array.dtype.name]
-            inputs.append(self.kind.InferInput(name, list(array.shape), kind))
-            inputs[-1].set_data_from_numpy(array)
-        result = self.calls.infer(model, inputs)
-        response = result.get_response()
-        outputs = response["outputs"] if self.kind is http else response.outputs
-        [output] = [o["name"] if self.kind is http else o.name for o in outputs]
-        return result.as_numpy(output)
-
-    def command(self, model: str, code: int) -> list[float]:
-        found: list[float] = self.ask(
-            model, x=np.array([1, 2], np.float32), code=np.array([code])
-        ).tolist()
-        return found
-
-    def error(self, model: str, code: int) -> str:
-        with pytest.raises(InferenceServerException) as caught:
-            self.command(model, code)
-        return str(caught.value.message())
-
-
 @pytest.fixture(params=["http", "grpc"])
 def client(request: pytest.FixtureRequest, server: Running) -> Iterator[Client]:
-    made = Client(http if request.param == "http" else grpc, server)
+    made = Client(request.param, server)
     yield made
     made.calls.close()
 
@@ -169,9 +132,9 @@ def client(request: pytest.FixtureRequest, server: Running) -> Iterator[Client]:
 def test_a_module_serves_without_a_configuration(client: Client) -> None:
     found = client.ask("bare", features=ROW[None])
     assert found.tolist() == [[10, 11]]
-    options = {} if client.kind is http else {"as_json": True}
+    options = {} if client.protocol == "http" else {"as_json": True}
     answer = client.calls.get_model_config("bare", **options)
-    config = answer if client.kind is http else answer["config"]
+    config = answer if client.protocol == "http" else answer["config"]
     assert config["runtime"] == "model.py"
     assert not config.get("default_model_filename")
     [entry] = config["input"]
@@ -219,21 +182,8 @@ def test_a_megabyte_of_chatter_holds_nothing_up(client: Client) -> None:
 def test_a_call_without_end_is_ended_and_the_neighbours_do_not_notice(
     server: Running, client: Client
 ) -> None:
-    errors: list[str] = []
-    since = len(server.log.lines)
-    other = Client(client.kind, server)
-    hanging = threading.Thread(target=lambda: errors.append(other.error("endless", HANG)))
-    hanging.start()
-    answers = 0
-    while hanging.is_alive():
-        assert client.command("neighbour", GOOD) == [2, 3]
-        answers += 1
-    hanging.join(PATIENCE)
-    other.calls.close()
-    assert answers > 0
-    assert "an execution took longer than 0.5 seconds" in errors[0]
-    server.log.wait("worker restarted", since=since)
-    assert client.command("endless", GOOD) == [2, 3]
+    error = hang_beside_a_neighbour(server, client, HANG, GOOD)
+    assert "an execution took longer than 2 seconds" in error
 
 
 # A model that people use
@@ -281,7 +231,7 @@ def sentences(
 
 @pytest.mark.parametrize("name", ["bare", "configured"])
 def test_the_sentence_encoder_answers_as_torchscript_does(sentences: Running, name: str) -> None:
-    client = Client(http, sentences)
+    client = Client("http", sentences)
     random = np.random.default_rng(0)
     for rows, length in ((1, 7), (3, 20)):
         ids = random.integers(1000, 20000, (rows, length))
@@ -309,7 +259,7 @@ def test_a_compiled_module_is_compiled_when_it_is_ready_and_has_no_helpers(
     before = {process.pid for process in server.processes()}
     made = sorted((tmp_path / "kept").rglob("*.so"))
     assert made
-    client = Client(http, server)
+    client = Client("http", server)
     for rows in (1, 8, 5):
         found = client.ask("compiled", features=np.stack([ROW] * rows))
         assert found.tolist() == [[10, 11]] * rows

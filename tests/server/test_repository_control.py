@@ -303,8 +303,7 @@ def test_unloading_lets_a_running_request_finish(model: Model) -> None:
     assert found.status == 200
     assert found.json["outputs"][0]["data"] == [1]
     assert psutil.wait_procs([worker], PATIENCE)[1] == []
-    while model.state()[0] == "UNLOADING":
-        assert model.server.process.poll() is None
+    model.server.until(lambda: model.state()[0] != "UNLOADING")
     assert model.state() == ("UNAVAILABLE", "unloaded")
     model.load()
     assert model.tag == 1

@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -146,8 +147,7 @@ def test_models_that_share_a_resource_never_run_at_once(
         first = pool.submit(server.infer, "a", X)
         inside = gate.reached()
         second = pool.submit(server.infer, "b", X)
-        while server.metrics()[pending] == 0 and not second.done():
-            pass
+        server.until(lambda: server.metrics()[pending] or second.done())
         assert not second.done()
         gate.path.unlink()
         Gate.open(inside)
@@ -188,8 +188,7 @@ def test_a_model_that_could_never_run_is_not_loaded(start_server: Start, tmp_pat
         "resource in the model configuration.;\n",
     ]
     assert server.infer("small", X).status == 200
-    server.post("/v2/repository/models/small/unload")
-    server.log.wait("model unloaded")
+    server.unload("small")
     assert server.post("/v2/repository/models/other/load").status == 200
 
 
@@ -197,8 +196,9 @@ def allowed(process: psutil.Process) -> set[str]:
     """The processors that the threads of a process may run on."""
     found = set()
     for task in Path(f"/proc/{process.pid}/task").iterdir():
-        lines = (task / "status").read_text().splitlines()
-        found |= {line.split()[1] for line in lines if line.startswith("Cpus_allowed_list:")}
+        with suppress(FileNotFoundError, ProcessLookupError):  # it has ended meanwhile
+            lines = (task / "status").read_text().splitlines()
+            found |= {line.split()[1] for line in lines if line.startswith("Cpus_allowed_list:")}
     return found
 
 

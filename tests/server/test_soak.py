@@ -45,17 +45,28 @@ class Soak:
         ]
 
     def run(self, seconds: float, measure: Callable[[], Sample]) -> list[Sample]:
-        """Let them work for so long, or until one finds a fault: the measures taken meanwhile."""
+        """Let them work for so long, and on a slow machine until they have done it all, or until
+        one finds a fault: the measures taken meanwhile."""
         for thread in self._threads:
             thread.start()
-        samples = [measure()]
-        while samples[-1].moment - samples[0].moment < seconds and not self._over.wait(_INTERVAL):
+        samples, spent = [measure()], 0.0
+        while spent < seconds or not (self._have_done_all() or spent > seconds + PATIENCE):
+            if self._over.wait(_INTERVAL):
+                break
             samples.append(measure())
+            spent = samples[-1].moment - samples[0].moment
         self._over.set()
         for thread in self._threads:
             thread.join(PATIENCE)
             assert not thread.is_alive(), "a client waits for an answer"
         return samples
+
+    def _have_done_all(self) -> bool:
+        """Whether every client has got on, and a killed worker was missed."""
+        counts = dict(self.counts)
+        outcomes = {outcome for _, outcome in counts}
+        got_on = {name for name, outcome in counts if outcome in (GOOD, REFUSED, LEFT)}
+        return got_on == set(CLIENTS) and LOST in outcomes
 
     def _work(self, name: str, client: Client) -> None:
         try:

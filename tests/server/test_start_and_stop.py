@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,8 +11,10 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 from server_harness import (
+    ADDRESS,
     COMMAND,
     PATIENCE,
     Answer,
@@ -58,8 +61,8 @@ class InFlight:
         self._descriptor = gate.reached()
         self._threads[1].start()
         series = 'nv_inference_pending_request_count{model="slow",version="1"}'
-        while server.metrics()[series] == 0:
-            assert self._threads[1].is_alive()
+        server.until(lambda: server.metrics()[series] > 0)
+        assert self._threads[1].is_alive()
         gate.path.unlink()  # the second does not wait
 
     def _ask(self, send: Callable[[], Answer]) -> None:
@@ -95,6 +98,15 @@ def over_grpc(server: Running) -> Answer:
     return Answer(200, {}, json.dumps({"outputs": [{"data": numbers}]}).encode())
 
 
+def is_closed(port: int) -> bool:
+    """Whether nobody listens on a port."""
+    try:
+        socket.create_connection((ADDRESS, port), PATIENCE).close()
+    except ConnectionRefusedError:
+        return True
+    return False
+
+
 @contextmanager
 def started(repository: Path, *flags: str) -> Iterator[Running]:
     """A server of this test's own; killed where the test does not end it."""
@@ -117,6 +129,7 @@ def test_what_was_accepted_is_answered_before_the_end(
         server.signal(number)
         assert server.log.wait("stopping")["signal"] == number.name
         assert server.metrics()  # reachable to the end
+        server.until(lambda: is_closed(server.http))
         with pytest.raises(ConnectionRefusedError):
             server.infer("slow", X)
         waiting.release()
@@ -140,6 +153,7 @@ def test_what_takes_longer_than_the_exit_timeout_is_cut_off(repository: Path) ->
         assert isinstance(found, Answer), found
         assert found.status == 503
         assert "exit timeout has expired" in found.error
+    psutil.wait_procs(children, PATIENCE)
     assert not any(child.is_running() for child in children)
     assert "Exit timeout expired. Exiting immediately." in server.log.text
     waiting.release()
@@ -167,6 +181,7 @@ def test_a_signal_while_loading_ends_cleanly(repository: Path) -> None:
     assert running.wait_exit() == 0
     Gate.open(descriptor)
     assert children
+    psutil.wait_procs(children, PATIENCE)
     assert not any(child.is_running() for child in children)
     assert running.log.lines[-1]["event"] == "stopped"
     assert not any(line["level"] == "error" for line in running.log.lines)
@@ -233,12 +248,10 @@ def test_a_log_file_is_opened_again_at_sighup(repository: Path, tmp_path: Path) 
     file, moved = tmp_path / "server.log", tmp_path / "server.log.1"
     running = launch(repository, f"--log-file={file}", "--http-port=0")
     try:
-        while not file.exists() or "server started" not in file.read_text():
-            assert running.process.poll() is None
+        running.until(lambda: file.exists() and "server started" in file.read_text())
         file.rename(moved)
         running.signal(signal.SIGHUP)
-        while not file.exists() or "log file opened again" not in file.read_text():
-            assert running.process.poll() is None
+        running.until(lambda: file.exists() and "log file opened again" in file.read_text())
     finally:
         assert running.stop() == 0
     assert running.log.text == ""

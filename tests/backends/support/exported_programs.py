@@ -1,4 +1,4 @@
-"""Small modules, exported as `.pt2` files."""
+"""Modules, exported as `.pt2` files."""
 
 import warnings
 from pathlib import Path
@@ -6,21 +6,9 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch_models import Perceptron
 
 BATCH = torch.export.Dim("batch", min=1, max=32)
-
-
-class Perceptron(nn.Module):
-    """`x` [B, 4] to [B, 3]."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.layers = nn.Sequential(nn.Linear(4, 32), nn.ReLU(), nn.Linear(32, 3))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        result: torch.Tensor = self.layers(x)
-        return result
 
 
 class Nested(nn.Module):
@@ -36,23 +24,6 @@ class Nested(nn.Module):
     ) -> dict[str, Any]:
         total = x * scale + pair[0] - pair[1]
         return {"total": total, "parts": [keyed["b"] * 2, (keyed["a"],)]}
-
-
-class Keyed(nn.Module):
-    def forward(self, d: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        return {"sum": d["a"] + d["b"], "difference": d["a"] - d["b"]}
-
-
-class Counter(nn.Module):
-    count: torch.Tensor
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.register_buffer("count", torch.zeros(1))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        self.count += 1
-        return x + self.count
 
 
 class Accumulator(nn.Module):

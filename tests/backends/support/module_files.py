@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from microkernel import ModelConfig, ModelInput, ModelOutput, ModelParameter
+from microkernel_torchscript.backend import PyTorchBackend
 
 HEAD = """\
 import torch
@@ -32,6 +33,11 @@ def write_module(files: Path, source: str, weights: object = None, name: str = "
     if weights is not None:
         torch.save(weights, files / f"{name}.pt")
     return files
+
+
+def load(files: Path, **settings: Any) -> Any:
+    """The model of a version directory, whose configuration is `module_config(**settings)`."""
+    return PyTorchBackend().load(module_config(**settings), files)
 
 
 def forward(body: str, arguments: str = "x") -> str:

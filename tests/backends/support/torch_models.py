@@ -1,15 +1,72 @@
-"""Small TorchScript modules, each with one trait that a test is about, and configurations."""
+"""Small modules, each with one trait that a test is about, and configurations; written so that
+TorchScript takes them."""
 
+import importlib.util
 import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pytest
 import torch
 from torch import nn
 
 from microkernel import ModelConfig, ModelInput, ModelOutput
 
 Tensor = torch.Tensor
+
+
+class Perceptron(nn.Module):
+    """`x` [B, 4] to [B, 3], always the same."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers = nn.Sequential(nn.Linear(4, 32), nn.ReLU(), nn.Linear(32, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.layers(x)
+        return result
+
+
+class Counter(nn.Module):
+    """Adds to its input how often it has been called."""
+
+    count: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("count", torch.zeros(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.count += 1
+        return x + self.count
+
+
+class Drop(nn.Module):
+    """Drops nearly everything while it is trained."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.drop = nn.Dropout(0.9)
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.drop(x)
+        return result
+
+
+class MakesTensors(nn.Module):
+    """Names the device of its input, which tracing bakes in, twice."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        ones = torch.ones(3, device=x.device)
+        return x + ones + torch.zeros(3, device=x.device)
+
+
+class Failing(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        if x.numel() > 0:
+            raise ValueError("boom")
+        return x
 
 
 class Pair(NamedTuple):
@@ -221,6 +278,16 @@ class Methodless(nn.Module):
     @torch.jit.export
     def other(self, x: Tensor) -> Tensor:
         return x
+
+
+def silero() -> Path:
+    """The file of a model of speech that people use."""
+    package = importlib.util.find_spec("silero_vad")
+    folders = list(package.submodule_search_locations or ()) if package else []
+    found = [path for folder in folders for path in Path(folder).glob("data/silero_vad.jit")]
+    if not found:
+        pytest.skip("needs the package 'silero_vad', whose model it serves")
+    return found[0]
 
 
 def config_of(

@@ -1,0 +1,10 @@
+"""The loader of tests that serve the odd backend."""
+
+from microkernel import BackendType
+from microkernel.models.loader import Loader, LoaderSettings, Offer
+
+
+def odd_loader(*, verbose: bool = False) -> Loader:
+    """A loader of models of the odd backend, whose folder must be on the path, and of no other."""
+    offers = [Offer(BackendType("odd", "odd_backend:OddBackend"), None)]
+    return Loader(offers, LoaderSettings(verbose=verbose))
