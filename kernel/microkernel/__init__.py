@@ -21,6 +21,7 @@ from microkernel.batch import Batch
 from microkernel.batching import BatchingStrategy, OpenBatch
 from microkernel.binding import Binding
 from microkernel.cache import Cache, CacheType
+from microkernel.classification import label_lines
 from microkernel.command import CommandType
 from microkernel.config.codec import config_from_json, config_to_json, config_to_text
 from microkernel.config.model import (
@@ -34,7 +35,13 @@ from microkernel.config.model import (
     SecondaryDevice,
     TransactionPolicy,
 )
-from microkernel.config.tensors import model_inputs, model_outputs
+from microkernel.config.tensors import (
+    inner_dims,
+    model_inputs,
+    model_outputs,
+    sequence_inputs,
+    state_outputs,
+)
 from microkernel.dlpack import export_dlpack, load_dlpack
 from microkernel.documents import statistics_document
 from microkernel.errors import (
@@ -98,6 +105,7 @@ from microkernel.tensor import (
     raw_view,
 )
 from microkernel.trace import Trace, TracedTensor
+from microkernel.whole_files import whole_file
 
 if TYPE_CHECKING:
     from microkernel.config.parse import parse_text
@@ -243,6 +251,8 @@ __all__ = [
     "error_from",
     "export_dlpack",
     "hookimpl",
+    "inner_dims",
+    "label_lines",
     "load_dlpack",
     "model_inputs",
     "model_outputs",
@@ -251,5 +261,8 @@ __all__ = [
     "parse_version",
     "processors",
     "raw_view",
+    "sequence_inputs",
+    "state_outputs",
     "statistics_document",
+    "whole_file",
 ]

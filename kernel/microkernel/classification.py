@@ -18,6 +18,14 @@ _FLOATS = (FP32, FP64)
 _INTEGERS = tuple(row for row in DATA_TYPES.values() if row.name.startswith(("INT", "UINT")))
 
 
+def label_lines(text: str) -> tuple[str, ...]:
+    """The labels in the text of a label file: one a line, blank lines included."""
+    lines = text.split("\n")
+    if not lines[-1]:
+        lines.pop()  # what follows the last line break is no line
+    return tuple(line.removesuffix("\r") for line in lines)
+
+
 def classify_outputs(
     response: InferResponse, counts: Mapping[str, int], labels: Labels, *, batches: bool
 ) -> InferResponse:

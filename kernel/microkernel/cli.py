@@ -22,6 +22,7 @@ from microkernel.errors import InvalidArgument, MicrokernelError
 from microkernel.plugins import discover
 from microkernel.run_command import RunCommand
 from microkernel.settings import ServerSettings
+from microkernel.whole_files import whole_file
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -122,13 +123,9 @@ def _named(directory: Path) -> Path:
 
 def _write(path: Path, text: str) -> None:
     """Write a file whole or not at all."""
-    part = path.with_name(f".{path.name}.part")
     try:
-        try:
+        with whole_file(path) as part:
             part.write_text(text, encoding="utf-8")
-            part.replace(path)
-        finally:
-            part.unlink(missing_ok=True)
     except OSError as error:
         raise InvalidArgument(f"'{path}' cannot be written: {error.strerror}") from None
 

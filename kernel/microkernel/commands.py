@@ -1,14 +1,13 @@
 """The commands of `microkernel`: its own, and those that plug-ins bring, found when they are asked
 for."""
 
-import importlib
 from collections.abc import Iterator
-from typing import Any
 
 import click
 
 from microkernel.command import CommandType
 from microkernel.errors import InvalidArgument
+from microkernel.factories import resolve
 from microkernel.plugins import Plugin, Plugins, discover
 
 _ANY_ARGUMENTS = {"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []}
@@ -70,9 +69,8 @@ def _remedy(plugin: Plugin, command: CommandType) -> str:
 def _command(plugin: Plugin, command: CommandType) -> click.Command:
     if remedy := _remedy(plugin, command):
         return _Unavailable(command, remedy)
-    module, _, name = command.target.partition(":")
     try:
-        target: Any = getattr(importlib.import_module(module), name)
+        target = resolve(command.target)
     except Exception as error:  # noqa: BLE001 - a plug-in's module may raise anything
         return _Unavailable(command, f"cannot be used: {type(error).__name__}: {error}")
     if not isinstance(target, click.Command):

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from microkernel import host, option
-from microkernel.workers.hosting import make_backend, resolve, settings_from_json, settings_to_json
+from microkernel.factories import resolve
+from microkernel.workers.hosting import make_backend, settings_from_json, settings_to_json
 
 
 @pytest.mark.parametrize(

@@ -10,10 +10,10 @@ from microkernel import (
     ModelInput,
     ModelOutput,
     Reshape,
-    model_outputs,
+    sequence_inputs,
+    state_outputs,
 )
 from microkernel_onnx.graph import Graph, Port
-from microkernel_onnx.validation import sequence_inputs
 
 
 def is_complete(config: ModelConfig) -> bool:
@@ -41,7 +41,7 @@ def complete(config: ModelConfig, graph: Graph, default_max_batch_size: int) -> 
         dynamic = DynamicBatching()
     listed = config.input or config.batch_input
     made = [entry.name for entry in sequence_inputs(config)]
-    states = [entry.name for entry in model_outputs(config)[len(config.output) :]]
+    states = [entry.name for entry in state_outputs(config)]
     return replace(
         config,
         max_batch_size=max_batch_size,

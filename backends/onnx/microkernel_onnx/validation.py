@@ -9,8 +9,9 @@ from microkernel import (
     ModelInput,
     ModelOutput,
     Unsupported,
-    model_inputs,
+    inner_dims,
     model_outputs,
+    sequence_inputs,
 )
 from microkernel_onnx.graph import Graph, Port
 
@@ -27,11 +28,6 @@ def validate(config: ModelConfig, graph: Graph) -> None:
     _check_sequence_tensors(config, graph)
     for made in made_from_batch(config):
         _check_type(config, made, _named(made.name, graph.inputs, "input"), "input")
-
-
-def sequence_inputs(config: ModelConfig) -> Sequence[ModelInput]:
-    """The controls and the states."""
-    return model_inputs(config)[len(config.input) :]
 
 
 def made_from_batch(config: ModelConfig) -> Sequence[ModelInput]:
@@ -77,8 +73,7 @@ def _check_input(config: ModelConfig, entry: ModelInput, graph: Graph) -> None:
     if entry.allow_ragged_batch:
         _check_ragged(config, port)
         return
-    dims = entry.dims if entry.reshape is None else entry.reshape.shape
-    _check_shape(config, port, dims, _input_accepts)
+    _check_shape(config, port, inner_dims(entry), _input_accepts)
 
 
 def _check_output(config: ModelConfig, entry: ModelOutput, graph: Graph) -> None:
@@ -88,8 +83,7 @@ def _check_output(config: ModelConfig, entry: ModelOutput, graph: Graph) -> None
         return
     if entry not in config.output:  # a state, whose shape may change from step to step
         return
-    dims = entry.dims if entry.reshape is None else entry.reshape.shape
-    _check_shape(config, port, dims, _output_accepts)
+    _check_shape(config, port, inner_dims(entry), _output_accepts)
 
 
 def _named(name: str, known: Mapping[str, Port], direction: str) -> Port:

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from microkernel import BY_CONFIG_NAME, DataType, Internal, Tensor, encode_bytes, raw_view
+from microkernel_torchscript.failures import FAILURE
 
 _UNSIGNED = ("uint16", "uint32", "uint64")  # torch has them since 2.3
 
@@ -88,9 +89,7 @@ def _encoded(name: str, words: list[str]) -> bytes:
     try:
         return encode_bytes(words)
     except UnicodeEncodeError:
-        raise Internal(
-            f"PyTorch execute failure: output '{name}' holds a string that is no Unicode text"
-        ) from None
+        raise Internal(f"{FAILURE}output '{name}' holds a string that is no Unicode text") from None
 
 
 def _row(config_name: str) -> DataType:

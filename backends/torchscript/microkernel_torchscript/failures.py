@@ -2,9 +2,10 @@
 
 import re
 
+FAILURE = "PyTorch execute failure: "
+"""What Triton begins the message of every failed execution with."""
+
 _INTERPRETER = "The following operation failed in the TorchScript interpreter."
-
-
 _ORIGIN = re.compile(r"^\[enforce fail at [^\]]*\] \. ")
 _MOST = 6000
 """Characters of a message: a client must be able to receive it, and a model may raise anything."""
@@ -17,15 +18,25 @@ def load_failure(text: str) -> str:
     return _ORIGIN.sub("", first).split(". ", 1)[0].rstrip(".")
 
 
+def headline(error: Exception) -> str:
+    """The first line of what an exception says, "" where it says nothing."""
+    return str(error).strip().partition("\n")[0]
+
+
 def execute_failure(error: Exception) -> str:
     """The message for an exception of `forward`: what went wrong first, then the TorchScript
     traceback if there is one. A text of many thousand characters loses its middle."""
     if isinstance(error, UnicodeDecodeError):
-        return "PyTorch execute failure: the model returned a string that is not valid UTF-8"
+        return f"{FAILURE}the model returned a string that is not valid UTF-8"
     text = str(error).strip() or type(error).__name__
     if text.startswith(_INTERPRETER):
         text = f"{_reason(text)}\n{text}"
-    return f"PyTorch execute failure: {_shortened(text)}"
+    return FAILURE + _shortened(text)
+
+
+def first_line(error: Exception) -> str:
+    """What went wrong in `forward`, in one line."""
+    return execute_failure(error).removeprefix(FAILURE).splitlines()[0]
 
 
 def _reason(trace: str) -> str:

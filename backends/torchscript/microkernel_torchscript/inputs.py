@@ -1,6 +1,6 @@
 """How the inputs of a configuration become the arguments of `forward`."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,14 +10,17 @@ from microkernel import (
     InvalidArgument,
     MicrokernelError,
     ModelConfig,
+    ModelInput,
+    ModelOutput,
     Tensor,
     element_count,
+    inner_dims,
+    sequence_inputs,
 )
 from microkernel_torchscript.conversion import STRING, is_supported, to_torch
 from microkernel_torchscript.naming import input_positions
 from microkernel_torchscript.sequences import (
     check_sequence_tensors,
-    sequence_inputs,
     sequence_position,
 )
 from microkernel_torchscript.signature import REQUIRED, SCALARS, Argument, Signature
@@ -49,6 +52,11 @@ class InputPlan:
     template: tuple[Any, ...]
     as_dictionary: bool
     writes: bool = True
+
+    @property
+    def kinds(self) -> dict[str, str]:
+        """The kinds of the arguments by the names of the inputs that feed them."""
+        return {feed.name: feed.kind for feed in self.feeds}
 
     def lay_out(self, values: Mapping[str, Any]) -> Sequence[Any]:
         """The arguments of `forward` from one value per input name. A name without a value keeps
@@ -94,15 +102,14 @@ def plan_inputs(config: ModelConfig, signature: Signature) -> InputPlan:
 
     Raises InvalidArgument or Internal, in Triton's words, where they do not fit.
     """
-    names = _fed_names(config)
+    names = fed_names(config)
     check_sequence_tensors(config, signature)
     if signature.takes_dictionary:
         feeds = tuple(Feed(name, 0, "tensor") for name in names)
     else:
         check_kinds(signature.arguments)
         feeds = _positional(config, names, signature.arguments)
-    if not names:
-        raise Internal("model configuration must contain at least one input, none were specified.")
+    check_any(names, "input")
     _check_types(config, {feed.name: feed.kind for feed in feeds})
     defaults = tuple(argument.default for argument in signature.arguments)
     return InputPlan(feeds, defaults, signature.takes_dictionary, signature.writes)
@@ -113,22 +120,38 @@ def fits_scalar(kind: str, data_type: str) -> bool:
     return data_type in _SCALAR_TYPES[kind]
 
 
-def check_strings(name: str, shape: Sequence[int], config: ModelConfig, direction: str) -> None:
-    """Internal for a tensor of strings that has more than one dimension. `shape` is the one the
-    model sees, without the batch dimension; `direction` is `input` or `output`."""
-    if len(shape) + (config.max_batch_size > 0) > 1:
+def check_entry(config: ModelConfig, entry: ModelInput | ModelOutput) -> None:
+    """Internal, in Triton's words, for a tensor of a type that the backend cannot read, and for one
+    of strings that the configuration lists with more than one dimension."""
+    direction = "input" if isinstance(entry, ModelInput) else "output"
+    if not is_supported(entry.data_type):
         raise Internal(
-            f"Triton only supports 1 dimensional List of String as {direction} for '{name}' for "
-            f"model '{config.name}'"
+            f"unsupported datatype {entry.data_type} for {direction} '{entry.name}' for model "
+            f"'{config.name}'"
+        )
+    if entry.data_type != STRING or entry not in (*config.input, *config.output):
+        return
+    if len(inner_dims(entry)) + (config.max_batch_size > 0) > 1:
+        raise Internal(
+            f"Triton only supports 1 dimensional List of String as {direction} for '{entry.name}' "
+            f"for model '{config.name}'"
         )
 
 
-def _fed_names(config: ModelConfig) -> list[str]:
+def check_any(names: Collection[object], direction: str) -> None:
+    """Internal, in Triton's words, for no tensors; `direction` is `input` or `output`."""
+    if not names:
+        raise Internal(
+            f"model configuration must contain at least one {direction}, none were specified."
+        )
+
+
+def fed_names(config: ModelConfig) -> list[str]:
     """All tensors that the server feeds: inputs, batch inputs, sequence controls and states."""
-    return [*_listed(config), *(entry.name for entry in sequence_inputs(config))]
+    return [*listed_names(config), *(entry.name for entry in sequence_inputs(config))]
 
 
-def _listed(config: ModelConfig) -> list[str]:
+def listed_names(config: ModelConfig) -> list[str]:
     """The inputs and the batch inputs, whose names follow one convention."""
     names = [entry.name for entry in config.input]
     return names + [target for entry in config.batch_input for target in entry.target_name]
@@ -160,7 +183,7 @@ def _positional(
             f"model provides {len(arguments)}"
         )
     known = [argument.name for argument in arguments]
-    positions = input_positions(_listed(config), known)
+    positions = input_positions(listed_names(config), known)
     positions += [sequence_position(entry.name, known) for entry in sequence_inputs(config)]
     _check_positions(config, dict(zip(names, positions, strict=True)), arguments)
     return tuple(
@@ -175,15 +198,12 @@ def _check_positions(
     """Each argument that needs an input has exactly one, and no input lies beyond them."""
     taken: dict[int, str] = {}
     for name, position in positions.items():
-        if position >= len(arguments) or position in taken:
+        if position in taken:
+            raise fed_twice(config, name, position, taken[position])
+        if position >= len(arguments):
             raise InvalidArgument(
                 f"unable to load model '{config.name}', input '{name}' refers to argument "
-                f"{position}, "
-                + (
-                    f"which input '{taken[position]}' already feeds"
-                    if position in taken
-                    else f"but the model has {len(arguments)} arguments"
-                )
+                f"{position}, but the model has {len(arguments)} arguments"
             )
         taken[position] = name
     for position, argument in enumerate(arguments):
@@ -194,19 +214,21 @@ def _check_positions(
             )
 
 
+def fed_twice(config: ModelConfig, name: str, position: int, other: str) -> InvalidArgument:
+    """The error for an input whose argument another input has already."""
+    return InvalidArgument(
+        f"unable to load model '{config.name}', input '{name}' refers to argument {position}, "
+        f"which input '{other}' already feeds"
+    )
+
+
 def _check_types(config: ModelConfig, kinds: Mapping[str, str]) -> None:
     for entry in (*config.input, *sequence_inputs(config)):
         kind = kinds[entry.name]
         if kind in SCALARS:
             _check_scalar(config, entry.name, entry.data_type, kind)
-        elif not is_supported(entry.data_type):
-            raise Internal(
-                f"unsupported datatype {entry.data_type} for input '{entry.name}' for model "
-                f"'{config.name}'"
-            )
-        elif entry.data_type == STRING and entry in config.input:
-            seen = entry.dims if entry.reshape is None else entry.reshape.shape
-            check_strings(entry.name, seen, config, "input")
+        else:
+            check_entry(config, entry)
 
 
 def _check_scalar(config: ModelConfig, name: str, data_type: str, kind: str) -> None:

@@ -3,6 +3,7 @@
 import ast
 import warnings
 import zipfile
+from collections.abc import Iterable
 from dataclasses import replace
 from enum import Enum
 from pathlib import Path
@@ -13,7 +14,9 @@ RUNTIME = "model.py"
 """The value of the configuration's field `runtime`, and the file it is named after."""
 
 _SCRIPT, _PACKAGE = "model.pt", "model.pt2"
-_COMPILED = "/data/aotinductor/"
+
+COMPILED = "data/aotinductor/"
+"""Where machine code lies in a package, below the folder that everything lies in."""
 
 
 class Kind(Enum):
@@ -68,6 +71,11 @@ def package_name(config: ModelConfig) -> str:
     return config.default_model_filename or _PACKAGE
 
 
+def holds_machine_code(members: Iterable[str]) -> bool:
+    """Whether an archive with these members is a package that AOTInductor compiled."""
+    return any(f"/{COMPILED}" in f"/{name}" for name in members)
+
+
 def is_module_file(path: Path) -> bool:
     """Whether a file is Python source for the PyTorch 2 runtime: a class in it is derived from
     something called `Module`, and none is a `TritonPythonModel`. It is read, not run."""
@@ -91,6 +99,6 @@ def _is_compiled(path: Path) -> bool:
     """Whether a `.pt2` holds machine code; one that cannot be read is refused when it is loaded."""
     try:
         with zipfile.ZipFile(path) as archive:
-            return any(_COMPILED in f"/{name}" for name in archive.namelist())
+            return holds_machine_code(archive.namelist())
     except (OSError, zipfile.BadZipFile):
         return True

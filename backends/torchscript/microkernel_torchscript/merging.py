@@ -6,7 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
-from microkernel import InvalidArgument, ModelConfig, ModelInput, ModelOutput, Reshape
+from microkernel import InvalidArgument, ModelConfig, ModelInput, ModelOutput, inner_dims
+from microkernel_torchscript.batching import cannot_batch, written
 from microkernel_torchscript.describing import Description, described_file, read_description
 
 _Entry = TypeVar("_Entry", ModelInput, ModelOutput)
@@ -29,9 +30,10 @@ def merged(config: ModelConfig, description: Description, source: str) -> ModelC
     size = config.max_batch_size
     if not (size or config.input or config.output):
         size = told.max_batch_size
-    where = f"model '{config.name}'"
-    inputs = tuple(_resized(entry, told.max_batch_size, size, where) for entry in told.input)
-    outputs = tuple(_resized(entry, told.max_batch_size, size, where) for entry in told.output)
+    name, was = config.name, told.max_batch_size
+    where = f"model '{name}'"
+    inputs = tuple(_resized(entry, was, size, name) for entry in told.input)
+    outputs = tuple(_resized(entry, was, size, name) for entry in told.output)
     _compare(config.input, inputs, f"{where}, configuration expects {{}} for input '{{}}'", source)
     _compare(
         config.output, outputs, f"{where}, configuration expects {{}} for output '{{}}'", source
@@ -51,31 +53,16 @@ def merged(config: ModelConfig, description: Description, source: str) -> ModelC
     )
 
 
-def _resized(entry: _Entry, told: int, size: int, where: str) -> _Entry:
+def _resized(entry: _Entry, told: int, size: int, name: str) -> _Entry:
     """A described tensor as the configuration's `max_batch_size` has it written."""
     if (told > 0) == (size > 0):
         return entry
-    shape: tuple[int, ...] = seen_by_model(entry)
-    if size <= 0:
-        return replace(entry, dims=(-1, *shape), reshape=None)
-    if not shape or shape[0] != -1:
-        raise InvalidArgument(
-            f"autofill failed for {where}: model does not support batching while non-zero "
-            "max_batch_size is specified"
-        )
-    dims, reshape = shown_to_clients(shape[1:])
+    shape: tuple[int, ...] = inner_dims(entry)
+    whole = shape if told <= 0 else (-1, *shape)
+    if size > 0 and whole[:1] != (-1,):
+        raise cannot_batch(name)
+    dims, reshape = written(whole, size)
     return replace(entry, dims=dims, reshape=reshape)
-
-
-def seen_by_model(entry: ModelInput | ModelOutput) -> tuple[int, ...]:
-    """The shape that the model has of a tensor, without the batch dimension."""
-    return entry.dims if entry.reshape is None else entry.reshape.shape
-
-
-def shown_to_clients(shape: tuple[int, ...]) -> tuple[tuple[int, ...], Reshape | None]:
-    """What a configuration that batches writes for a tensor of the model, given without the batch
-    dimension: one with no more dimensions needs one of 1 for clients to send."""
-    return (shape, None) if shape else ((1,), Reshape(()))
 
 
 def _compare(
@@ -92,7 +79,7 @@ def _compare(
         if entry.data_type != other.data_type:
             expected = expects.format(f"datatype {entry.data_type}", entry.name)
             raise InvalidArgument(f"{expected}, {source} describes it as {other.data_type}")
-        shape, described = seen_by_model(entry), seen_by_model(other)
+        shape, described = inner_dims(entry), inner_dims(other)
         if not _compatible(shape, described):
             expected = expects.format(f"shape {list(shape)}", entry.name)
             raise InvalidArgument(f"{expected}, {source} describes it as {list(described)}")

@@ -35,7 +35,9 @@ class PyTorchModel(Model):
     def __init__(self, config: ModelConfig, version: str, source: Source, options: Options) -> None:
         self._name, self._version = config.name, version
         self._source, self._options = source, options
-        self._warm = WarmUp(config, source.inputs, options, source.warming_seconds)
+        self._warm = WarmUp(
+            config, source.inputs, options, source.warming_seconds, compiles=source.compiles
+        )
         self._lock = threading.Lock()
         self._gauges: CallGauges | None = None
         self._release_cudnn = claim_cudnn(self, config.name, wanted=options.cudnn)

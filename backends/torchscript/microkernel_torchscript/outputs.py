@@ -1,7 +1,7 @@
 """How the result of `forward` becomes the outputs of a configuration."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -10,15 +10,13 @@ from microkernel import Internal, InvalidArgument, ModelConfig, Tensor, model_ou
 from microkernel_torchscript.conversion import (
     STRING,
     from_torch,
-    is_supported,
     type_name,
     unreadable,
 )
-from microkernel_torchscript.inputs import check_strings
+from microkernel_torchscript.failures import FAILURE
+from microkernel_torchscript.inputs import check_any, check_entry
 from microkernel_torchscript.naming import index_of, output_positions
 from microkernel_torchscript.results import Results, flatten, is_output, kind_name
-
-_FAILURE = "PyTorch execute failure: "
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +35,12 @@ class OutputPlan:
     list is one of strings."""
 
     wanted: tuple[Wanted, ...]
-    strings: frozenset[int | str] = frozenset()
+    strings: frozenset[int | str] = field(init=False)
+
+    def __post_init__(self) -> None:
+        lists = [wanted for wanted in self.wanted if wanted.data_type == STRING]
+        strings = frozenset(place for entry in lists for place in (entry.name, entry.position))
+        object.__setattr__(self, "strings", strings)  # once, for it is asked of every result
 
     def tensors(self, result: Any) -> list[Tensor]:
         """The configured outputs, in the configuration's order, from what `forward` returned.
@@ -85,26 +88,17 @@ def plan_outputs(config: ModelConfig) -> OutputPlan:
 
     Raises Internal, in Triton's words, for no outputs and for types that the backend cannot read.
     """
-    if not config.output:
-        raise Internal("model configuration must contain at least one output, none were specified.")
+    check_any(config.output, "output")
     entries = model_outputs(config)
     for entry in entries:
-        if not is_supported(entry.data_type):
-            raise Internal(
-                f"unsupported datatype {entry.data_type} for output '{entry.name}' for model "
-                f"'{config.name}'"
-            )
-        if entry.data_type == STRING and entry in config.output:
-            seen = entry.dims if entry.reshape is None else entry.reshape.shape
-            check_strings(entry.name, seen, config, "output")
+        check_entry(config, entry)
     positions = output_positions([entry.name for entry in entries])
-    wanted = tuple(
-        Wanted(entry.name, entry.data_type, position)
-        for entry, position in zip(entries, positions, strict=True)
+    return OutputPlan(
+        tuple(
+            Wanted(entry.name, entry.data_type, position)
+            for entry, position in zip(entries, positions, strict=True)
+        )
     )
-    lists = [entry for entry in wanted if entry.data_type == STRING]
-    strings = frozenset(place for entry in lists for place in (entry.name, entry.position))
-    return OutputPlan(wanted, strings)
 
 
 def _check_single(value: Any) -> None:
@@ -113,10 +107,10 @@ def _check_single(value: Any) -> None:
         return
     if isinstance(value, list):
         raise Internal(
-            f"{_FAILURE}output must be of type Tensor or List[str], received {kind_name(value)}"
+            f"{FAILURE}output must be of type Tensor or List[str], received {kind_name(value)}"
         )
     raise Internal(
-        f"{_FAILURE}output must be of type Tensor, List[str] or Tuple containing one of these two "
+        f"{FAILURE}output must be of type Tensor, List[str] or Tuple containing one of these two "
         "types. It should not be a List / Dictionary of Tensors or a Scalar"
     )
 
@@ -125,7 +119,7 @@ def _output(wanted: Wanted, value: Any, *, keyed: bool) -> Tensor:
     if not is_output(value):
         place = f"'{wanted.name}'" if keyed else f"at index {wanted.position}"
         raise Internal(
-            f"{_FAILURE}output {place} must be of type Tensor or List[str], received "
+            f"{FAILURE}output {place} must be of type Tensor or List[str], received "
             f"{kind_name(value)}"
         )
     provided = type_name(value)
@@ -147,4 +141,4 @@ def _output(wanted: Wanted, value: Any, *, keyed: bool) -> Tensor:
 
 def _check_readable(wanted: Wanted, value: Any) -> None:
     if isinstance(value, torch.Tensor) and (reason := unreadable(value)):
-        raise Internal(f"{_FAILURE}output '{wanted.name}' {reason}")
+        raise Internal(f"{FAILURE}output '{wanted.name}' {reason}")

@@ -4,6 +4,8 @@ import pickletools
 import zipfile
 from pathlib import Path
 
+from microkernel_torchscript.kinds import holds_machine_code
+
 _CHECKPOINT = (
     "this is a checkpoint, not TorchScript: it holds {what} and no code; export the module with "
     "torch.jit.script or torch.jit.trace and save that, or write its class into 'model.py' beside "
@@ -40,7 +42,7 @@ def _archive_fault(path: Path) -> str:
 
 
 def _other_archive(names: list[str], pickle: str, *, whole: bool) -> str:
-    if any("/data/aotinductor/" in f"/{name}" for name in names):
+    if holds_machine_code(names):
         return _PACKAGE.format(what="a package that AOTInductor compiled")
     if _has(names, "/archive_format"):
         return _PACKAGE.format(what="a program of torch.export")

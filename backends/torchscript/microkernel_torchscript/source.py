@@ -67,11 +67,13 @@ class Ready:
 class Source(ABC):
     """A version's files, loaded in a worker once. `inputs` and `outputs` say how the tensors of the
     configuration become arguments, and results become tensors. `warming_seconds` is how long the
-    first calls may take before the rest of them is left out."""
+    first calls may take before the rest of them is left out, `compiles` whether a compiler may work
+    in them."""
 
     inputs: InputPlan
     outputs: OutputPlan
     warming_seconds: ClassVar[float] = 10.0
+    compiles: bool = False
 
     @abstractmethod
     def forward(self, placement: Placement, device: torch.device | None) -> Forward:

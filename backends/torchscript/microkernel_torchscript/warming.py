@@ -13,12 +13,14 @@ from typing import Any, TypeAlias
 import torch
 
 from microkernel import ModelConfig
-from microkernel_torchscript.conversion import STRING, TORCH_TYPES, unreadable
-from microkernel_torchscript.failures import execute_failure
+from microkernel_torchscript.conversion import unreadable
+from microkernel_torchscript.failures import first_line
 from microkernel_torchscript.flags import FIRST_CALLS, compiling
 from microkernel_torchscript.inputs import InputPlan
+from microkernel_torchscript.made_up import PATIENCE, Purpose, told_when_long
 from microkernel_torchscript.options import Options
-from microkernel_torchscript.probing.examples import Example, configured_examples
+from microkernel_torchscript.probing.examples import Example, configured_examples, is_ragged
+from microkernel_torchscript.signature import SCALARS
 from microkernel_torchscript.source import COLD, Forward, Warmth
 
 logger = logging.getLogger(__name__)
@@ -56,16 +58,26 @@ class WarmUp:
     """Warms the callables of one version of a model; see `Warm`."""
 
     def __init__(
-        self, config: ModelConfig, inputs: InputPlan, options: Options, limit: float
+        self,
+        config: ModelConfig,
+        inputs: InputPlan,
+        options: Options,
+        limit: float,
+        *,
+        compiles: bool = False,
+        patience: float = PATIENCE,
     ) -> None:
-        """`limit` is the number of seconds after which no further call is begun."""
+        """`limit` is the number of seconds after which no further call is begun; after those of
+        `patience` the log hears of them, in other words where the model `compiles` in them."""
         self._config, self._inputs, self._options = config, inputs, options
-        self._limit = limit
+        self._limit, self._patience = limit, patience
+        self._purpose = Purpose.COMPILING if compiles else Purpose.WARMING
         self._trial: _Trial | None = None
 
     def first_calls(self, forward: Forward) -> Warmth:
         """See `Warm.first_calls`."""
-        with compiling(self._options):
+        watched = told_when_long(self._config, self._purpose, self._patience)
+        with compiling(self._options), watched:
             began = time.perf_counter()
             try:
                 warmth = self._first_calls(forward, began + self._limit)
@@ -117,17 +129,16 @@ class WarmUp:
             try:
                 return trial, self._call(forward, trial, 1)[1]
             except (Exception, SystemExit) as error:  # noqa: BLE001 - as above
-                reason = reason or _first_line(error)
+                reason = reason or _reason(error)
             if time.perf_counter() > until:
                 break
         raise _Refused(reason)
 
     def _trials(self) -> Iterator[_Trial]:
         config = self._config
-        if config.batch_input or any(entry.allow_ragged_batch for entry in config.input):
+        if is_ragged(config):
             raise _Refused("a ragged batch cannot be made up")
-        kinds = {feed.name: feed.kind for feed in self._inputs.feeds}
-        for examples in configured_examples(config, kinds):
+        for examples in configured_examples(config, self._inputs.kinds):
             for variant in dict.fromkeys((_of_one_row(config, examples), examples)):
                 yield _Trial(variant, other=False)
                 yield _Trial(variant, other=True)
@@ -204,7 +215,7 @@ def report(name: str, warmth: Warmth) -> None:
 def _of_size(examples: Examples, size: int) -> Examples:
     if size == 1:
         return examples
-    return tuple(e if e.kind in ("int", "float", "bool") else e.grown(0, size) for e in examples)
+    return tuple(e if e.kind in SCALARS else e.grown(0, size) for e in examples)
 
 
 def _of_one_row(config: ModelConfig, examples: Examples) -> Examples:
@@ -216,19 +227,11 @@ def _of_one_row(config: ModelConfig, examples: Examples) -> Examples:
 
 
 def _row_bytes(examples: Examples) -> int:
-    return sum(
-        torch.Size(example.shape).numel() * _element_bytes(example.data_type)
-        for example in examples
-    )
+    return sum(example.nbytes for example in examples)
 
 
-def _element_bytes(data_type: str) -> int:
-    return 64 if data_type == STRING else TORCH_TYPES[data_type].itemsize
-
-
-def _first_line(error: BaseException) -> str:
-    text = execute_failure(error) if isinstance(error, Exception) else f"it ended with {error!r}"
-    return text.splitlines()[0].removeprefix("PyTorch execute failure: ")
+def _reason(error: BaseException) -> str:
+    return first_line(error) if isinstance(error, Exception) else f"it ended with {error!r}"
 
 
 def _copied(result: Any) -> Any:

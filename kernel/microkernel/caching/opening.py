@@ -1,12 +1,12 @@
 """From what an operator asks for to a cache."""
 
-import importlib
 from collections.abc import Mapping
 from typing import Any
 
 from microkernel.cache import Cache
 from microkernel.cache_config import FLAG, CacheChoice, cache_values, chosen_cache
 from microkernel.errors import InvalidArgument, MicrokernelError
+from microkernel.factories import make
 from microkernel.options import build
 from microkernel.plugins import Plugins
 
@@ -21,10 +21,8 @@ def open_cache(
     if plugin.settings_type is not None:
         build(plugin.settings_type, said, f"{FLAG} {choice.name}")
     settings = plugins.settings(plugin, {**flags.get(plugin.name, {}), **said})
-    module, _, name = kind.factory.partition(":")
     try:
-        make = getattr(importlib.import_module(module), name)
-        cache: Cache = make() if settings is None else make(settings)
+        cache: Cache = make(kind.factory, settings)
     except MicrokernelError:
         raise
     except Exception as error:

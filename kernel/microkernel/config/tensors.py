@@ -34,6 +34,17 @@ def model_outputs(config: ModelConfig) -> tuple[ModelOutput, ...]:
     return (*config.output, *(state for state in states if state.name not in known))
 
 
+def sequence_inputs(config: ModelConfig) -> tuple[ModelInput, ...]:
+    """Those of `model_inputs` that the configuration does not list as inputs: the controls of the
+    sequence batcher, then its states."""
+    return model_inputs(config)[len(config.input) :]
+
+
+def state_outputs(config: ModelConfig) -> tuple[ModelOutput, ...]:
+    """Those of `model_outputs` that the configuration does not list as outputs: of its states."""
+    return model_outputs(config)[len(config.output) :]
+
+
 def states_of(config: ModelConfig) -> tuple[State, ...]:
     """The states that are heeded: of two with the same input or output only the first is."""
     kept: list[State] = []

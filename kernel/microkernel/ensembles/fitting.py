@@ -13,6 +13,7 @@ from microkernel.config.model import (
     ModelOutput,
     TransactionPolicy,
 )
+from microkernel.config.tensors import inner_dims
 from microkernel.config.validate import validate
 from microkernel.ensembles.graph import Feed, Graph, Step, fits, in_order, route
 from microkernel.errors import InvalidArgument
@@ -60,7 +61,8 @@ def fit(config: ModelConfig, models: Sequence[ModelConfig]) -> Graph:
     )
     batches = config.max_batch_size > 0
     outputs = tuple(
-        _feed(output.name, output.name, _seen(output), batches, givers) for output in config.output
+        _feed(output.name, output.name, inner_dims(output), batches, givers)
+        for output in config.output
     )
     return Graph(made, origins, outputs, route(made, outputs))
 
@@ -72,7 +74,7 @@ def _problems(
     tensors: tuple[ModelInput | ModelOutput, ...] = (*config.input, *config.output)
     for shown in tensors:
         forms[shown.name] = _Form(
-            config.name, shown.data_type, _seen(shown), config.max_batch_size > 0
+            config.name, shown.data_type, inner_dims(shown), config.max_batch_size > 0
         )
     for step, model in zip(steps, models, strict=True):
         yield from _batch_size(config, model)
@@ -197,8 +199,3 @@ def _step(
 def _feed(name: str, tensor: str, dims: Shape, batches: bool, givers: Mapping[str, bool]) -> Feed:
     given = givers[tensor]
     return Feed(name, tensor, int(batches) - int(given), dims)
-
-
-def _seen(tensor: ModelInput | ModelOutput) -> Shape:
-    """The dimensions of a tensor of the ensemble as its models see it."""
-    return tensor.dims if tensor.reshape is None else tensor.reshape.shape

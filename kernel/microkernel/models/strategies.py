@@ -11,6 +11,7 @@ from microkernel.backend import BackendType
 from microkernel.batching import BatchingStrategy, StrategyFactory
 from microkernel.config.model import ModelConfig
 from microkernel.errors import InvalidArgument
+from microkernel.factories import package_of
 from microkernel.scheduling.pending import Pending
 from microkernel.scheduling.policy import Joins, Waiting
 
@@ -109,7 +110,7 @@ def _folders(directory: Path, version: int, backend: BackendType) -> Sequence[Pa
 
 def _package(backend: BackendType) -> Iterator[Path]:
     """The folder of the backend, where it is a package."""
-    spec = importlib.util.find_spec(backend.factory.partition(":")[0].partition(".")[0])
+    spec = importlib.util.find_spec(package_of(backend.factory))
     for folder in (spec.submodule_search_locations or ()) if spec is not None else ():
         yield Path(folder)
 

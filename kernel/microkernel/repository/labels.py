@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from microkernel.classification import Labels
+from microkernel.classification import Labels, label_lines
 from microkernel.config.model import ModelConfig
 from microkernel.errors import InvalidArgument, Unsupported
 
@@ -34,7 +34,4 @@ def _read(output: str, name: str, directory: Path) -> tuple[str, ...]:
         raise InvalidArgument(
             f"label file '{name}' of output '{output}' cannot be read: {error.strerror}"
         ) from None
-    lines = raw.decode("utf-8", "surrogateescape").split("\n")
-    if not lines[-1]:
-        lines.pop()  # what follows the last line break is no line
-    return tuple(line.removesuffix("\r") for line in lines)
+    return label_lines(raw.decode("utf-8", "surrogateescape"))

@@ -12,7 +12,7 @@ import numpy as np
 from microkernel.backend import Instance, Model, Placement
 from microkernel.batch import Batch
 from microkernel.config.model import ModelConfig
-from microkernel.config.tensors import model_outputs
+from microkernel.config.tensors import inner_dims, model_outputs
 from microkernel.errors import MicrokernelError
 from microkernel.models.checking import Checked, RequestChecker
 from microkernel.models.padding import Padding
@@ -144,7 +144,7 @@ class Served:
         assert tensor.datatype is expected, (
             f"output '{tensor.name}' is {tensor.datatype}, configured is {expected}"
         )
-        inner = entry.dims if entry.reshape is None else entry.reshape.shape
+        inner = inner_dims(entry)
         dims = (size, *inner) if self._schema.batches else inner
         fits = len(dims) == len(tensor.shape) and all(
             dim in (-1, got) for dim, got in zip(dims, tensor.shape, strict=True)

@@ -1,25 +1,18 @@
 """A backend in a worker: from the name of its factory to loaded models and instances."""
 
-import importlib
 from dataclasses import asdict
 from typing import Any
 
 from microkernel.backend import Backend, Placement
 from microkernel.binding import Binding
 from microkernel.config.model import SecondaryDevice
+from microkernel.factories import make, resolve
 
 
 def make_backend(factory: str, settings: Any) -> Backend:
     """Import `"module:callable"` and call it with the settings, or with nothing for None."""
-    make = resolve(factory)
-    backend: Backend = make() if settings is None else make(settings)
+    backend: Backend = make(factory, settings)
     return backend
-
-
-def resolve(name: str) -> Any:
-    """The object that `"module:name"` names."""
-    module, _, attribute = name.partition(":")
-    return getattr(importlib.import_module(module), attribute)
 
 
 def settings_to_json(settings: Any) -> Any:

@@ -10,6 +10,7 @@ import structlog
 from microkernel.backend import Backend, Model, Placement
 from microkernel.config.model import ModelConfig
 from microkernel.errors import Unavailable, WorkerFailed
+from microkernel.factories import package_of
 from microkernel.families import route_metrics
 from microkernel.metrics.custom import CustomMetrics
 from microkernel.origin import works_for_model
@@ -91,7 +92,7 @@ class ThreadWorker:
             factory = self._hosted.backend.factory
             # The log hears of the backend what it hears of the kernel, as of one in a process.
             heard = logging.getLogger("microkernel").level
-            logging.getLogger(factory.partition(":")[0].partition(".")[0]).setLevel(heard)
+            logging.getLogger(package_of(factory)).setLevel(heard)
             self._backend = make_backend(factory, self._hosted.settings)
         return self._backend
 

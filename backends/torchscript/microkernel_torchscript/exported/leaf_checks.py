@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from microkernel import Internal, InvalidArgument, ModelConfig, ModelInput, ModelOutput
+from microkernel import Internal, InvalidArgument, ModelConfig, ModelInput, ModelOutput, inner_dims
 from microkernel_torchscript.conversion import STRING, TORCH_TYPES
 from microkernel_torchscript.exported.leaves import Leaf, Leaves, Size, shape_text
 
@@ -57,7 +57,7 @@ def _check_entry(
         return
     if config.max_batch_size > 0 and leaf.sizes:
         check_batch(config, entry.name, leaf.sizes[0], direction)
-    dims = entry.dims if entry.reshape is None else entry.reshape.shape
+    dims = inner_dims(entry)
     shape = (-1, *dims) if config.max_batch_size > 0 else dims
     if not _fits(leaf.sizes, shape):
         raise InvalidArgument(

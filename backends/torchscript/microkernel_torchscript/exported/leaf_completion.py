@@ -1,24 +1,19 @@
 """Filling in the inputs and outputs of a configuration from what a `.pt2` tells of its tensors."""
 
-import logging
 from collections.abc import Sequence
 from dataclasses import replace
 
-from microkernel import (
-    InvalidArgument,
-    ModelConfig,
-    ModelInput,
-    ModelOutput,
-    Reshape,
-    model_outputs,
+from microkernel import ModelConfig, ModelInput, ModelOutput, sequence_inputs, state_outputs
+from microkernel_torchscript.batching import (
+    Written,
+    cannot_batch,
+    shown_to_clients,
+    suggest_batching,
 )
 from microkernel_torchscript.exported.leaf_checks import batch_limit, check_batch
 from microkernel_torchscript.exported.leaf_names import alias_map, placed
 from microkernel_torchscript.exported.leaves import Leaf, Leaves, Size
 from microkernel_torchscript.naming import index_of
-from microkernel_torchscript.sequences import sequence_inputs
-
-logger = logging.getLogger(__name__)
 
 
 def complete_leaves(config: ModelConfig, inputs: Leaves, outputs: Leaves) -> ModelConfig:
@@ -33,9 +28,9 @@ def complete_leaves(config: ModelConfig, inputs: Leaves, outputs: Leaves) -> Mod
     if batching:
         _check_batching(config, inputs, outputs)
     elif batches(inputs, outputs):
-        _suggest(config, inputs)
+        suggest_batching(config, batch_limit(inputs)[0])
     taken = _taken(sequence_inputs(config), alias_map(inputs, "INPUT"))
-    given = _taken(model_outputs(config)[len(config.output) :], alias_map(outputs, "OUTPUT"))
+    given = _taken(state_outputs(config), alias_map(outputs, "OUTPUT"))
     return replace(
         config,
         input=config.input
@@ -94,28 +89,14 @@ def _taken(entries: Sequence[ModelInput | ModelOutput], known: dict[str, int]) -
 
 def _check_batching(config: ModelConfig, inputs: Leaves, outputs: Leaves) -> None:
     if not batches(inputs, outputs):
-        raise InvalidArgument(
-            f"autofill failed for model '{config.name}': model does not support batching while "
-            "non-zero max_batch_size is specified"
-        )
+        raise cannot_batch(config.name)
     for name, leaf in zip(input_labels(inputs), inputs, strict=True):
         if leaf.kind != "constant" and leaf.sizes:
             check_batch(config, name, leaf.sizes[0], "input")
 
 
-def _suggest(config: ModelConfig, inputs: Leaves) -> None:
-    limit, _ = batch_limit(inputs)
-    logger.info(
-        "model '%s': the first dimension of every tensor varies%s; if its rows do not depend on "
-        "each other, set max_batch_size to have requests batched",
-        config.name,
-        f", up to {limit}" if limit else "",
-    )
-
-
-def _dims(leaf: Leaf, batching: bool) -> tuple[tuple[int, ...], Reshape | None]:
+def _dims(leaf: Leaf, batching: bool) -> Written:
     """A shape as the configuration writes it; what has none of its own is sent as one element."""
-    shape = tuple(size.dim for size in leaf.sizes or ())[1 if batching else 0 :]
     if leaf.kind == "int":
         return (1,), None
-    return (shape, None) if shape else ((1,), Reshape(()))
+    return shown_to_clients(tuple(size.dim for size in leaf.sizes or ())[1 if batching else 0 :])

@@ -11,18 +11,20 @@ from microkernel import (
     Internal,
     InvalidArgument,
     ModelConfig,
+    ModelInput,
+    ModelOutput,
     Tensor,
     model_outputs,
+    sequence_inputs,
+    state_outputs,
 )
 from microkernel_torchscript.conversion import TORCH_TYPES, type_name
 from microkernel_torchscript.exported.leaf_checks import check_input, check_output
 from microkernel_torchscript.exported.leaf_names import NotFound, alias_map, leaf_places, placed
 from microkernel_torchscript.exported.leaves import Leaf, Leaves, Size, shape_fault
-from microkernel_torchscript.inputs import Feed, InputPlan
+from microkernel_torchscript.inputs import Feed, InputPlan, check_any, fed_twice, listed_names
 from microkernel_torchscript.outputs import OutputPlan, Wanted
-from microkernel_torchscript.sequences import sequence_inputs
-
-_CONVENTION = "the <name>__<index> naming convention."
+from microkernel_torchscript.sequences import misnamed, state_inputs
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,8 +97,7 @@ def plan_leaf_outputs(config: ModelConfig, leaves: Leaves) -> LeafOutputs:
 
     Raises InvalidArgument or Internal where they do not fit.
     """
-    if not config.output:
-        raise Internal("model configuration must contain at least one output, none were specified.")
+    check_any(config.output, "output")
     places = output_places(config, leaves)
     entries = model_outputs(config)
     for entry in entries:
@@ -108,8 +109,7 @@ def plan_leaf_outputs(config: ModelConfig, leaves: Leaves) -> LeafOutputs:
 def input_places(config: ModelConfig, leaves: Leaves) -> dict[str, int]:
     """The place of each listed input, batch input, control and state among the arguments."""
     known = alias_map(leaves, "INPUT")
-    names = [entry.name for entry in config.input]
-    names += [target for entry in config.batch_input for target in entry.target_name]
+    names = listed_names(config)
     try:
         found = dict(zip(names, leaf_places(names, known), strict=True))
     except NotFound as name:
@@ -118,13 +118,7 @@ def input_places(config: ModelConfig, leaves: Leaves) -> dict[str, int]:
             f'Input "{name}" for model instance "{config.name}" is not found in model input map. '
             f"It has {', '.join(known) or 'none'}."
         ) from None
-    states = _states(config)
-    for entry in sequence_inputs(config):
-        place = placed(entry.name, known)
-        if place is None:
-            raise _misnamed(config, entry.name, state=entry.name in states)
-        found[entry.name] = place
-    return found
+    return found | _sequence_places(config, sequence_inputs(config), known)
 
 
 def output_places(config: ModelConfig, leaves: Leaves) -> dict[str, int]:
@@ -139,26 +133,21 @@ def output_places(config: ModelConfig, leaves: Leaves) -> dict[str, int]:
             f"refers to an output which doesn't exist. This model has {len(leaves)} outputs: "
             f"{', '.join(known) or 'none'}"
         ) from None
-    for entry in model_outputs(config)[len(config.output) :]:
+    return found | _sequence_places(config, state_outputs(config), known)
+
+
+def _sequence_places(
+    config: ModelConfig, entries: Sequence[ModelInput | ModelOutput], known: dict[str, int]
+) -> dict[str, int]:
+    states = state_inputs(config)
+    found: dict[str, int] = {}
+    for entry in entries:
         place = placed(entry.name, known)
         if place is None:
-            raise _misnamed(config, entry.name, state=True)
+            state = isinstance(entry, ModelOutput) or entry.name in states
+            raise misnamed(config, entry.name, state=state)
         found[entry.name] = place
     return found
-
-
-def _states(config: ModelConfig) -> set[str]:
-    batching = config.sequence_batching
-    return set() if batching is None else {state.input_name for state in batching.state}
-
-
-def _misnamed(config: ModelConfig, name: str, *, state: bool) -> Exception:
-    if not state:
-        return Internal(f"input '{name}' does not follow <name>__<index> naming convention.")
-    return InvalidArgument(
-        f"PyTorch model '{config.name}' is using sequence batching with state but state '{name}' "
-        f"does not follow {_CONVENTION} "
-    )
 
 
 def _check_count(config: ModelConfig, names: Sequence[str], leaves: Leaves) -> None:
@@ -175,15 +164,11 @@ def _check_complete(config: ModelConfig, places: Mapping[str, int], leaves: Leav
     """Every argument has exactly one input."""
     listed = [name for name in places if name not in {e.name for e in sequence_inputs(config)}]
     _check_count(config, listed, leaves)
-    if not places:
-        raise Internal("model configuration must contain at least one input, none were specified.")
+    check_any(places, "input")
     feeding: dict[int, str] = {}
     for name, place in places.items():
         if feeding.setdefault(place, name) != name:
-            raise InvalidArgument(
-                f"unable to load model '{config.name}', input '{name}' refers to argument {place}, "
-                f"which input '{feeding[place]}' already feeds"
-            )
+            raise fed_twice(config, name, place, feeding[place])
 
 
 def _checked(name: str, leaf: Leaf) -> Checked:

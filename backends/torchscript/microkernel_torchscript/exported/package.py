@@ -32,7 +32,10 @@ from microkernel_torchscript.exported.package_target import (
     package_target,
     this_host,
 )
-from microkernel_torchscript.probing.skeleton import skeleton
+from microkernel_torchscript.failures import headline
+from microkernel_torchscript.kinds import COMPILED
+from microkernel_torchscript.made_up import Purpose, told_when_long
+from microkernel_torchscript.probing.skeleton import unfinished
 from microkernel_torchscript.signature import Argument, Signature
 from microkernel_torchscript.source import Forward, Source
 
@@ -55,7 +58,7 @@ class PackageSource(Source):
         check_digest(config.name, path)
         self._unpacked = contextlib.ExitStack()
         with contextlib.ExitStack() as unpacked:
-            first = _loader(config.name, path, None, unpacked)
+            first = load_package(config.name, path, None, unpacked)
         expected = _expected(config.name, path)
         inputs, outputs = _leaves(config.name, first, expected)
         self.inputs = plan_leaf_inputs(config, inputs)
@@ -84,9 +87,9 @@ class PackageSource(Source):
     def _another(self, kind: str, device: torch.device | None) -> Any:
         """The machine code once more. What is for a GPU takes from its files as it runs."""
         if kind != "cpu":
-            return _loader(self._name, self._path, device, self._unpacked)
+            return load_package(self._name, self._path, device, self._unpacked)
         with contextlib.ExitStack() as unpacked:
-            return _loader(self._name, self._path, device, unpacked)
+            return load_package(self._name, self._path, device, unpacked)
 
 
 def complete_package(config: ModelConfig, path: Path) -> ModelConfig:
@@ -97,17 +100,15 @@ def complete_package(config: ModelConfig, path: Path) -> ModelConfig:
     """
     target = check_package(config.name, path)
     with contextlib.ExitStack() as unpacked:
-        loader = _loader(config.name, path, None, unpacked)
+        loader = load_package(config.name, path, None, unpacked)
         inputs, outputs = _leaves(config.name, loader, _expected(config.name, path))
     try:
         check_on_host(target.device)
-        inputs, outputs = probed(runner(config.name, loader.run), inputs, outputs)
+        with told_when_long(config, Purpose.COMPLETING):
+            inputs, outputs = probed(runner(config.name, loader.run), inputs, outputs)
     except CannotProbe as reason:
-        raise InvalidArgument(
-            f"unable to complete the configuration of model '{config.name}': the package '{path}' "
-            f"does not tell {reason}. Write '{path.parent.parent / 'config.pbtxt'}' like this and "
-            f"fill in what is marked:\n\n{skeleton(config, _signature(inputs, outputs))}"
-        ) from None
+        lacking = f"the package '{path}' does not tell {reason}"
+        raise unfinished(config, _signature(inputs, outputs), path, lacking) from None
     return complete_leaves(config, inputs, outputs)
 
 
@@ -133,8 +134,11 @@ def _capability() -> str:
     return "".join(map(str, torch.cuda.get_device_capability()))
 
 
-def _loader(name: str, path: Path, device: torch.device | None, kept: contextlib.ExitStack) -> Any:
+def load_package(
+    name: str, path: Path, device: torch.device | None, kept: contextlib.ExitStack
+) -> Any:
     """The loaded machine code. One thread at a time runs it, so it needs no locks of its own.
+    Raises Internal for what torch does not load.
 
     Torch unpacks it into the directory for temporary files and leaves it there when a load fails or
     the process is ended; here it is gone when `kept` is closed, which may be at once on the CPU,
@@ -148,8 +152,7 @@ def _loader(name: str, path: Path, device: torch.device | None, kept: contextlib
             with _temporary(folder):
                 return aoti.AOTIModelPackageLoader(str(path), _MODEL, True, 1, index)
     except Exception as error:  # noqa: BLE001 - torch raises several kinds for a bad file
-        first = str(error).strip().partition("\n")[0]
-        raise Internal(f"failed to load model '{name}': '{path}': {first}") from None
+        raise Internal(f"failed to load model '{name}': '{path}': {headline(error)}") from None
 
 
 @contextlib.contextmanager
@@ -171,7 +174,7 @@ def _expected(name: str, path: Path) -> tuple[Expected, ...]:
     for an order in memory that requests do not have."""
     found: tuple[Expected, ...] = ()
     for member in archive_members(name, path):
-        if member.startswith(f"data/aotinductor/{_MODEL}/") and member.endswith(".cpp"):
+        if member.startswith(f"{COMPILED}{_MODEL}/") and member.endswith(".cpp"):
             with contextlib.suppress(ValueError):
                 source = read_member(path, member).decode(errors="replace")
                 found = found or expected_inputs(source)
@@ -218,9 +221,8 @@ def runner(name: str, run: Callable[[list[Any]], list[Any]]) -> Forward:
         try:
             results = run(list(leaves))
         except Exception as error:
-            first = str(error).strip().partition("\n")[0]
             raise Internal(
-                f'Inductor model instance "{name}" execution failure: {first}'
+                f'Inductor model instance "{name}" execution failure: {headline(error)}'
             ) from error
         return apart(results, leaves)
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from microkernel_torchscript.exported.archive import read_member
+from microkernel_torchscript.kinds import COMPILED
 
 _FLAGS: Mapping[str, frozenset[str]] = {
     "AVX2": frozenset(("avx2", "fma")),
@@ -22,8 +23,6 @@ _FLAGS: Mapping[str, frozenset[str]] = {
 }
 """The instruction sets as torch calls them, by the flags that Linux has for them. One that is not
 here is not checked."""
-
-_MARK = "data/aotinductor/"
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +51,7 @@ def package_target(path: Path, members: list[str], model: str) -> Target:
     """The target of the model of that name in a package, from the notes beside its code."""
     notes: dict[str, str] = {}
     for member in members:
-        if member.startswith(f"{_MARK}{model}/") and member.endswith("_metadata.json"):
+        if member.startswith(f"{COMPILED}{model}/") and member.endswith("_metadata.json"):
             notes |= _note(path, member)
     return Target(
         device=notes.get("AOTI_DEVICE_KEY", ""),
@@ -97,7 +96,7 @@ def this_host(capability: str = "") -> Host:
 
 def model_names(members: list[str]) -> list[str]:
     """The models that a package holds."""
-    inside = (m.removeprefix(_MARK).split("/", 1) for m in members if m.startswith(_MARK))
+    inside = (m.removeprefix(COMPILED).split("/", 1) for m in members if m.startswith(COMPILED))
     return sorted({parts[0] for parts in inside if len(parts) > 1})
 
 

@@ -26,6 +26,7 @@ from microkernel_torchscript.exported.program_leaves import (
     program_inputs,
     program_outputs,
 )
+from microkernel_torchscript.failures import headline
 from microkernel_torchscript.source import Forward, Source
 
 
@@ -41,6 +42,7 @@ class ProgramSource(Source):
         """Load the file and check the configuration against what the program tells."""
         self._name, self._path, self._mapped = config.name, path, mapped
         self._compiling = parse_compile_options(config)
+        self.compiles = self._compiling.written and not self._compiling.disabled
         check_exists(config.name, path)
         check_digest(config.name, path)
         first = self._load()
@@ -139,9 +141,9 @@ def _moved(name: str, program: ExportedProgram, device: torch.device | None) -> 
             return program
         return move_to_device_pass(program, device)
     except Exception as error:  # noqa: BLE001 - torch raises several kinds for a lacking device
-        first = str(error).strip().partition("\n")[0]
+        where = device or "its device"
         raise Internal(
-            f"failed to load model '{name}': it cannot go to '{device or 'its device'}': {first}"
+            f"failed to load model '{name}': it cannot go to '{where}': {headline(error)}"
         ) from None
 
 

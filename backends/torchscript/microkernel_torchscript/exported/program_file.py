@@ -14,6 +14,7 @@ import torch
 
 from microkernel import Internal
 from microkernel_torchscript.exported.archive import archive_members, read_member
+from microkernel_torchscript.failures import headline
 
 _MODEL = "model"
 _STORED = "is held as a pickled object, which is not loaded because it may run any code"
@@ -30,7 +31,7 @@ def load_program(name: str, path: Path, *, mapped: bool) -> torch.export.Exporte
     try:
         return _deserialized(path, mapped=mapped)
     except Exception as error:  # noqa: BLE001 - torch raises several kinds for a bad file
-        first = str(error).strip().partition("\n")[0] or type(error).__name__
+        first = headline(error) or type(error).__name__
         raise Internal(f"failed to load model '{name}': '{path}': {first}") from None
 
 

@@ -14,7 +14,7 @@ from torch.export.graph_signature import (
 )
 from torch.utils import _pytree as pytree
 
-from microkernel_torchscript.conversion import CONFIG_NAMES
+from microkernel_torchscript.conversion import type_name
 from microkernel_torchscript.exported.call_spec import Malformed, input_names, output_names
 from microkernel_torchscript.exported.leaves import Leaf, Size
 
@@ -109,8 +109,7 @@ def _leaf(
     value = values.get(argument.name) if isinstance(argument, TensorArgument) else None
     if not isinstance(value, torch.Tensor):
         return Leaf(names, kind="constant", default=getattr(argument, "value", None))
-    data_type = CONFIG_NAMES.get(value.dtype, f"TYPE_INVALID ({value.dtype})")
-    return Leaf(names, data_type, tuple(_sizes(value, program)))
+    return Leaf(names, type_name(value), tuple(_sizes(value, program)))
 
 
 def _sizes(value: torch.Tensor, program: ExportedProgram) -> Iterator[Size]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
-from microkernel import BY_CONFIG_NAME, InvalidArgument
+from microkernel import BY_CONFIG_NAME, InvalidArgument, label_lines
 
 Format: TypeAlias = Literal["script", "trace", "export", "aoti"]
 """TorchScript by `torch.jit.script` or `torch.jit.trace`; a program of `torch.export`; a package
@@ -134,20 +134,12 @@ def labels_of(texts: Iterable[str]) -> dict[str, tuple[str, ...]]:
         if name in found:
             raise InvalidArgument(f"--label '{name}' is given twice")
         try:
-            found[name] = _lines(Path(path).read_bytes().decode())
+            found[name] = label_lines(Path(path).read_bytes().decode())
         except OSError as error:
             raise InvalidArgument(f"--label '{path}' cannot be read: {error.strerror}") from None
         except UnicodeDecodeError:
             raise InvalidArgument(f"--label '{path}' is not UTF-8 text") from None
     return found
-
-
-def _lines(text: str) -> tuple[str, ...]:
-    """The lines of a text, as the server reads them from a label file."""
-    lines = text.split("\n")
-    if not lines[-1]:
-        lines.pop()
-    return tuple(line.removesuffix("\r") for line in lines)
 
 
 def _thirds(text: str) -> tuple[str, str, str]:

@@ -14,10 +14,10 @@ from microkernel import (
     ModelInput,
     ModelOutput,
 )
+from microkernel_torchscript.batching import written
 from microkernel_torchscript.conversion import STRING
 from microkernel_torchscript.exporting.specs import InputSpec, Wish
 from microkernel_torchscript.inputs import InputPlan, plan_inputs
-from microkernel_torchscript.merging import shown_to_clients
 from microkernel_torchscript.module.signature import module_signature
 from microkernel_torchscript.naming import index_of
 from microkernel_torchscript.probing.examples import CannotTell, Example
@@ -74,7 +74,7 @@ def try_out(name: str, module: nn.Module, wish: Wish) -> Trial:
     )
     plan = plan_inputs(config, signature)
     bare = Trial(module, config, plan, ())
-    examples, found = _surveyed(bare.call, wish, {feed.name: feed.kind for feed in plan.feeds})
+    examples, found = _surveyed(bare.call, wish, plan.kinds)
     _check_sizes(wish, examples, found)
     outputs = _outputs(wish, found)
     return replace(bare, config=replace(config, output=outputs), examples=examples)
@@ -90,9 +90,7 @@ def example_sizes(spec: InputSpec, size: int, *, spread: bool) -> tuple[int, ...
 
 
 def _entry(spec: InputSpec, max_batch_size: int) -> ModelInput:
-    if max_batch_size <= 0:
-        return ModelInput(spec.name, spec.data_type, dims=spec.shape)
-    dims, reshape = shown_to_clients(spec.shape[1:])
+    dims, reshape = written(spec.shape, max_batch_size)
     return ModelInput(spec.name, spec.data_type, dims=dims, reshape=reshape)
 
 
@@ -156,7 +154,7 @@ def _outputs(wish: Wish, found: Survey) -> tuple[ModelOutput, ...]:
     names = _named(wish.output_names, tuple(found.outputs))
     outputs = []
     for name, (data_type, whole) in zip(names, found.outputs.values(), strict=True):
-        dims, reshape = shown_to_clients(whole[1:]) if wish.max_batch_size > 0 else (whole, None)
+        dims, reshape = written(whole, wish.max_batch_size)
         outputs.append(ModelOutput(name, data_type, dims=dims, reshape=reshape))
     _check_labels(wish.labels, outputs)
     return tuple(outputs)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torch import nn
 
-from microkernel import InvalidArgument, ModelConfig
+from microkernel import InvalidArgument, ModelConfig, whole_file
 from microkernel_torchscript.describing import Description, write_description
 from microkernel_torchscript.exporting.comparing import compare
 from microkernel_torchscript.exporting.saving import save
@@ -59,13 +59,9 @@ def model_name(path: Path) -> str:
 
 def _move(made: Path, path: Path) -> None:
     """Put a file in its place, whole or not at all."""
-    part = path.with_name(f".{path.name}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
+        with whole_file(path) as part:
             shutil.copyfile(made, part)
-            part.replace(path)
-        finally:
-            part.unlink(missing_ok=True)
     except OSError as error:
         raise InvalidArgument(f"'{path}' cannot be written: {error.strerror}") from None

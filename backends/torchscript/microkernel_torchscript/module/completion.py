@@ -11,16 +11,22 @@ import torch
 from torch import nn
 
 from microkernel import ModelConfig
-from microkernel_torchscript.conversion import STRING
 from microkernel_torchscript.kinds import module_file
 from microkernel_torchscript.module.inputs import plan_module_inputs
 from microkernel_torchscript.module.signature import module_signature
 from microkernel_torchscript.module.source import ModuleFiles, check_keywords
 from microkernel_torchscript.probing.completion import Subject, completed
-from microkernel_torchscript.probing.examples import CannotTell, Example, first_layer
+from microkernel_torchscript.probing.examples import (
+    CannotTell,
+    Example,
+    first_layer,
+    free_example,
+    needed_arguments,
+    words_example,
+)
+from microkernel_torchscript.probing.skeleton import NUMBER_TYPES
 from microkernel_torchscript.signature import SCALARS, Argument, Signature
 
-_NUMBER_TYPES = {"int": "TYPE_INT64", "float": "TYPE_FP32", "bool": "TYPE_BOOL"}
 _TOKENS = "TYPE_INT64"
 
 
@@ -43,9 +49,7 @@ def module_examples(module: nn.Module, signature: Signature) -> Iterator[tuple[E
 
     Raises CannotTell where the arguments do not tell what they are.
     """
-    needed = [argument for argument in signature.arguments if not argument.may_be_left_out]
-    if not needed:
-        raise CannotTell("the inputs, because 'forward' has no argument that needs one")
+    needed = needed_arguments(signature)
     if any(argument.kind == "dict" for argument in needed):
         raise CannotTell(
             "the names of the inputs, because the model takes them as a dictionary"
@@ -85,7 +89,7 @@ def _guesses(
 
 def _example(argument: Argument, data_type: str, shape: tuple[int, ...]) -> Example:
     if argument.kind in SCALARS:
-        return Example(argument.name, _NUMBER_TYPES[argument.kind], (1,), kind=argument.kind)
+        return Example(argument.name, NUMBER_TYPES[argument.kind], (1,), kind=argument.kind)
     if argument.kind == "list":
-        return Example(argument.name, STRING, (1,), frozenset((0,)), "list")
-    return Example(argument.name, data_type, shape, frozenset(range(len(shape))))
+        return words_example(argument.name)
+    return free_example(argument.name, data_type, shape)

@@ -11,20 +11,25 @@ from typing import Any
 
 from microkernel import (
     Batch,
-    Internal,
     InvalidArgument,
     MicrokernelError,
     ModelConfig,
-    ModelInput,
-    ModelOutput,
     Tensor,
     element_count,
+    inner_dims,
     model_inputs,
+    sequence_inputs,
 )
-from microkernel_torchscript.conversion import STRING, is_supported
-from microkernel_torchscript.inputs import Feed, InputPlan, check_strings, fits_scalar
+from microkernel_torchscript.conversion import STRING
+from microkernel_torchscript.inputs import (
+    Feed,
+    InputPlan,
+    check_any,
+    check_entry,
+    fed_names,
+    fits_scalar,
+)
 from microkernel_torchscript.naming import index_of
-from microkernel_torchscript.sequences import sequence_inputs
 from microkernel_torchscript.signature import REQUIRED, SCALARS, Argument, Signature
 
 
@@ -52,10 +57,10 @@ def plan_module_inputs(config: ModelConfig, signature: Signature | None) -> Inpu
 
     Raises InvalidArgument or Internal, in Triton's words where it has any, where they do not fit.
     """
-    names = _fed(config)
-    if not names:
-        raise Internal("model configuration must contain at least one input, none were specified.")
-    _check_types(config)
+    names = fed_names(config)
+    check_any(names, "input")
+    for entry in model_inputs(config):
+        check_entry(config, entry)
     if signature is not None and signature.takes_dictionary:
         kinds = _kinds(config, ())
         feeds = tuple(Feed(name, 0, kinds.get(name, "tensor")) for name in names)
@@ -87,17 +92,11 @@ def varying_axes(config: ModelConfig, plan: InputPlan) -> list[tuple[int, tuple[
         entry = entries.get(feed.name)
         if entry is None or feed.kind != "tensor" or entry.allow_ragged_batch:
             continue
-        sizes = (-1,) * batching + _seen(entry)
+        sizes = (-1,) * batching + inner_dims(entry)
         axes = tuple(axis for axis, size in enumerate(sizes) if size < 0)
         if axes:
             found.append((feed.position, axes))
     return found
-
-
-def _fed(config: ModelConfig) -> list[str]:
-    names = [entry.name for entry in config.input]
-    names += [target for entry in config.batch_input for target in entry.target_name]
-    return names + [entry.name for entry in sequence_inputs(config)]
 
 
 def _places(config: ModelConfig, names: Sequence[str]) -> dict[str, int]:
@@ -143,17 +142,6 @@ def _wrong_count(
     )
 
 
-def _check_types(config: ModelConfig) -> None:
-    for entry in model_inputs(config):
-        if not is_supported(entry.data_type):
-            raise Internal(
-                f"unsupported datatype {entry.data_type} for input '{entry.name}' for model "
-                f"'{config.name}'"
-            )
-        if entry.data_type == STRING and entry in config.input:
-            check_strings(entry.name, _seen(entry), config, "input")
-
-
 def _kinds(config: ModelConfig, placed: Sequence[tuple[str, Argument]]) -> dict[str, str]:
     """What the inputs become that do not become tensors. Strings are a list whatever the annotation
     says. A number is one where `forward` says so and the input cannot be anything else."""
@@ -163,13 +151,9 @@ def _kinds(config: ModelConfig, placed: Sequence[tuple[str, Argument]]) -> dict[
         entry = entries.get(name)
         if entry is None or argument.kind not in SCALARS or config.max_batch_size > 0:
             continue
-        if prod(_seen(entry)) == 1 and fits_scalar(argument.kind, entry.data_type):
+        if prod(inner_dims(entry)) == 1 and fits_scalar(argument.kind, entry.data_type):
             kinds[name] = argument.kind
     return kinds
-
-
-def _seen(entry: ModelInput | ModelOutput) -> tuple[int, ...]:
-    return entry.dims if entry.reshape is None else entry.reshape.shape
 
 
 def _decoded(

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from microkernel import Internal, ModelConfig, Placement, model_outputs
+from microkernel import Internal, ModelConfig, Placement, state_outputs
 from microkernel_torchscript.compiling.parameters import parse_compile_options
 from microkernel_torchscript.compiling.policy import Compiled, compiled
 from microkernel_torchscript.digests import check_digest
@@ -110,6 +110,7 @@ class ModuleSource(Source):
         fail the load."""
         self._config, self._name = config, config.name
         self._options = parse_compile_options(config)
+        self.compiles = not self._options.disabled
         with torch.inference_mode():
             self._files = ModuleFiles(config, files, mapped=mapped)
         try:
@@ -160,15 +161,12 @@ def plan_module_outputs(config: ModelConfig) -> OutputPlan:
     """Which results become outputs: by the order of the configuration, never by name; states follow
     the outputs, where they are not called `<text>__<number>`."""
     plan = plan_outputs(config)
-    states = {entry.name for entry in model_outputs(config)[len(config.output) :]}
+    states = {entry.name for entry in state_outputs(config)}
     placed = []
     for place, wanted in enumerate(plan.wanted):
         index = index_of(wanted.name) if wanted.name in states else None
         placed.append(replace(wanted, position=place if index is None else index))
-    strings = frozenset(
-        place for w in placed if w.data_type == "TYPE_STRING" for place in (w.name, w.position)
-    )
-    return replace(plan, wanted=tuple(placed), strings=strings)
+    return OutputPlan(tuple(placed))
 
 
 def check_keywords(name: str, forward: Callable[..., Any]) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 from microkernel import ModelConfig
 from microkernel_torchscript.inputs import InputPlan
-from microkernel_torchscript.probing.examples import Example, configured_examples
+from microkernel_torchscript.probing.examples import Example, configured_examples, is_ragged
 from microkernel_torchscript.source import Forward
 
 logger = logging.getLogger(__name__)
@@ -29,10 +29,9 @@ def call_with_more(config: ModelConfig, inputs: InputPlan, forward: Forward) -> 
 
 
 def _grown(config: ModelConfig, inputs: InputPlan) -> Iterator[tuple[Example, ...]]:
-    if config.batch_input or any(entry.allow_ragged_batch for entry in config.input):
+    if is_ragged(config):
         return
-    kinds = {feed.name: feed.kind for feed in inputs.feeds}
-    for examples in configured_examples(config, kinds):
+    for examples in configured_examples(config, inputs.kinds):
         grown = tuple(_of_two(example) for example in examples)
         if grown != examples:
             yield grown

@@ -6,7 +6,6 @@ with the configuration to paste.
 """
 
 import contextlib
-import logging
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -15,29 +14,23 @@ from typing import Any
 
 import torch
 
-from microkernel import (
-    InvalidArgument,
-    ModelConfig,
-    ModelInput,
-    ModelOutput,
-    Reshape,
-    model_outputs,
-)
+from microkernel import ModelConfig, ModelInput, ModelOutput, sequence_inputs, state_outputs
+from microkernel_torchscript.batching import cannot_batch, suggest_batching, written
 from microkernel_torchscript.inputs import InputPlan, check_kinds, plan_inputs
+from microkernel_torchscript.made_up import PATIENCE, Purpose, told_when_long
 from microkernel_torchscript.naming import index_of
 from microkernel_torchscript.probing.examples import (
     CannotTell,
     Example,
     configured_examples,
     discovered_examples,
+    is_ragged,
 )
-from microkernel_torchscript.probing.skeleton import skeleton
+from microkernel_torchscript.probing.skeleton import unfinished
 from microkernel_torchscript.probing.survey import Survey, survey
 from microkernel_torchscript.script.files import load_module
-from microkernel_torchscript.sequences import sequence_inputs, sequence_position
+from microkernel_torchscript.sequences import sequence_position
 from microkernel_torchscript.signature import Signature, signature_of
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,14 +66,19 @@ def complete(config: ModelConfig, path: Path) -> ModelConfig:
     return completed(config, path, subject)
 
 
-def completed(config: ModelConfig, path: Path, subject: Subject) -> ModelConfig:
-    """What `complete` gives for a model of any kind, loaded from the file `path`."""
+def completed(
+    config: ModelConfig, path: Path, subject: Subject, patience: float = PATIENCE
+) -> ModelConfig:
+    """What `complete` gives for a model of any kind, loaded from the file `path`. The log hears of
+    trial runs that go on for longer than the seconds of `patience`."""
     signature = subject.signature
     try:
-        with _one_thread(), torch.inference_mode():
+        watched = told_when_long(config, Purpose.COMPLETING, patience)
+        with watched, _one_thread(), torch.inference_mode():
             examples, found = _find(config, subject)
     except CannotTell as reason:
-        raise InvalidArgument(_request(config, path, signature, reason)) from None
+        lacking = f"'{path}' does not tell {reason}"
+        raise unfinished(config, _listed(config, signature), path, lacking) from None
     _check_batching(config, found)
     made, states = _made(config, signature).values(), _state_outputs(config)
     return replace(
@@ -104,7 +102,7 @@ def _made(config: ModelConfig, signature: Signature) -> Mapping[str, str]:
 
 def _state_outputs(config: ModelConfig) -> set[str]:
     """The states among the results, by the names that a survey gives them."""
-    names = [entry.name for entry in model_outputs(config)[len(config.output) :]]
+    names = [entry.name for entry in state_outputs(config)]
     return {*names, *(f"OUTPUT__{index_of(name)}" for name in names)}
 
 
@@ -136,7 +134,7 @@ def _find(config: ModelConfig, subject: Subject) -> tuple[tuple[Example, ...], S
 
 
 def _candidates(config: ModelConfig, subject: Subject) -> Iterator[tuple[Example, ...]]:
-    if config.batch_input or any(entry.allow_ragged_batch for entry in config.input):
+    if is_ragged(config):
         raise CannotTell("the inputs and outputs, because a ragged batch cannot be made up")
     if not config.input:
         names = _made(config, subject.signature)
@@ -144,50 +142,30 @@ def _candidates(config: ModelConfig, subject: Subject) -> Iterator[tuple[Example
             tuple(replace(e, name=names.get(e.name, e.name)) for e in examples)
             for examples in subject.guesses()
         )
-    plan = subject.plan(config)
-    return configured_examples(config, {feed.name: feed.kind for feed in plan.feeds})
+    return configured_examples(config, subject.plan(config).kinds)
 
 
 def _check_batching(config: ModelConfig, found: Survey) -> None:
     if config.max_batch_size > 0 and not found.batches:
-        raise InvalidArgument(
-            f"autofill failed for model '{config.name}': model does not support batching while "
-            "non-zero max_batch_size is specified"
-        )
+        raise cannot_batch(config.name)
     if not config.max_batch_size and found.batches:
-        logger.info(
-            "model '%s': the first dimension of every tensor varies; if its rows do not depend on "
-            "each other, set max_batch_size to have requests batched",
-            config.name,
-        )
+        suggest_batching(config)
 
 
 def _input(config: ModelConfig, example: Example, shape: tuple[int, ...]) -> ModelInput:
-    dims, reshape = _dims(config, shape)
+    dims, reshape = written(shape, config.max_batch_size)
     return ModelInput(example.name, example.data_type, dims=dims, reshape=reshape)
 
 
 def _output(config: ModelConfig, name: str, kind: str, shape: tuple[int, ...]) -> ModelOutput:
-    dims, reshape = _dims(config, shape)
+    dims, reshape = written(shape, config.max_batch_size)
     return ModelOutput(name, kind, dims=dims, reshape=reshape)
 
 
-def _dims(config: ModelConfig, shape: tuple[int, ...]) -> tuple[tuple[int, ...], Reshape | None]:
-    """A shape as the configuration writes it; one that is only the batch dimension needs a
-    dimension of 1 for clients to send."""
-    if config.max_batch_size <= 0:
-        return shape, None
-    return (shape[1:], None) if len(shape) > 1 else ((1,), Reshape(()))
-
-
-def _request(config: ModelConfig, path: Path, signature: Signature, reason: CannotTell) -> str:
+def _listed(config: ModelConfig, signature: Signature) -> Signature:
+    """The signature without the arguments that controls and states feed."""
     made = _made(config, signature)
-    listed = tuple(a for a in signature.arguments if a.name not in made)
-    return (
-        f"unable to complete the configuration of model '{config.name}': '{path}' does not tell "
-        f"{reason}. Write '{path.parent.parent / 'config.pbtxt'}' like this and fill in what is "
-        f"marked:\n\n{skeleton(config, replace(signature, arguments=listed))}"
-    )
+    return replace(signature, arguments=tuple(a for a in signature.arguments if a.name not in made))
 
 
 def _is_traced(path: Path) -> bool:

@@ -1,12 +1,12 @@
 """Inputs to try a model with: from its configuration, from a traced file, from its first layer."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
-from microkernel import ModelConfig, ModelInput, element_count, model_inputs
+from microkernel import ModelConfig, ModelInput, element_count, inner_dims, model_inputs
 from microkernel_torchscript.conversion import CONFIG_NAMES, STRING, TORCH_TYPES, is_supported
 from microkernel_torchscript.signature import SCALARS, Argument, Signature
 
@@ -36,6 +36,12 @@ class Example:
     axes: frozenset[int] = frozenset()
     kind: str = "tensor"
 
+    @property
+    def nbytes(self) -> int:
+        """About how much memory a value takes."""
+        count = torch.Size(self.shape).numel()
+        return count * (64 if self.data_type == STRING else TORCH_TYPES[self.data_type].itemsize)
+
     def grown(self, axis: int, size: int) -> "Example":
         """The same with another size of one axis."""
         return replace(self, shape=(*self.shape[:axis], size, *self.shape[axis + 1 :]))
@@ -56,13 +62,36 @@ class Example:
         return torch.linspace(-1, 1, count).to(dtype).view(self.shape)
 
 
+def free_example(name: str, data_type: str, shape: tuple[int, ...]) -> Example:
+    """A tensor each of whose sizes may be varied."""
+    return Example(name, data_type, shape, frozenset(range(len(shape))))
+
+
+def words_example(name: str) -> Example:
+    """A list of strings of any length."""
+    return Example(name, STRING, (1,), frozenset((0,)), "list")
+
+
+def needed_arguments(signature: Signature) -> list[Argument]:
+    """The arguments that inputs must feed. Raises CannotTell where there are none."""
+    needed = [argument for argument in signature.arguments if not argument.may_be_left_out]
+    if not needed:
+        raise CannotTell("the inputs, because 'forward' has no argument that needs one")
+    return needed
+
+
+def is_ragged(config: ModelConfig) -> bool:
+    """Whether requests are laid into batches in a way that cannot be made up."""
+    return bool(config.batch_input) or any(entry.allow_ragged_batch for entry in config.input)
+
+
 def configured_examples(
-    config: ModelConfig, kinds: dict[str, str]
+    config: ModelConfig, kinds: Mapping[str, str]
 ) -> Iterator[tuple[Example, ...]]:
     """Sets of examples for the inputs that a configuration lists, and for its controls and states,
     one per size to try for its -1s. `kinds` are the kinds of the arguments by input name."""
     entries = model_inputs(config)
-    shapes = [_seen(entry) for entry in entries]
+    shapes = [inner_dims(entry) for entry in entries]
     free = any(-1 in shape for shape in shapes)
     # Before several free sizes stands the number of rows: 224 rows of 224 by 224 are no example.
     rows = not config.max_batch_size and any(s.count(-1) > 1 and s[0] == -1 for s in shapes)
@@ -80,7 +109,7 @@ def _configured(
 ) -> Example:
     """An example for an input; `sizes` are those of a free first dimension and of the others."""
     batch = (1,) if config.max_batch_size > 0 else ()
-    shape = batch + _seen(entry)
+    shape = batch + inner_dims(entry)
     free = {axis for axis, dim in enumerate(shape) if dim < 0} | set(range(len(batch)))
     return Example(
         name=entry.name,
@@ -91,10 +120,6 @@ def _configured(
     )
 
 
-def _seen(entry: ModelInput) -> tuple[int, ...]:
-    return entry.dims if entry.reshape is None else entry.reshape.shape
-
-
 def discovered_examples(
     module: torch.jit.ScriptModule, signature: Signature
 ) -> Iterator[tuple[Example, ...]]:
@@ -103,9 +128,7 @@ def discovered_examples(
     A traced file loaded with its shapes remembers the inputs it was traced with. Without them the
     first layer with weights hints at the shape of a single tensor. Raises CannotTell.
     """
-    needed = [a for a in signature.arguments if not a.may_be_left_out]
-    if not needed:
-        raise CannotTell("the inputs, because 'forward' has no argument that needs one")
+    needed = needed_arguments(signature)
     forward: Any = module.forward
     types = [value.type() for value in forward.graph.inputs()][-len(signature.arguments) :]
     traced = [
@@ -124,14 +147,13 @@ def discovered_examples(
 
 def _traced(argument: Argument, graph_type: Any) -> Example | None:
     if argument.kind == "list" and argument.type_name == "str[]":
-        return Example(argument.name, STRING, (1,), frozenset((0,)), "list")
+        return words_example(argument.name)
     if argument.kind != "tensor" or not graph_type.sizes() or graph_type.dtype() is None:
         return None
     data_type = CONFIG_NAMES.get(graph_type.dtype(), str(graph_type.dtype()))
     if not is_supported(data_type):
         raise CannotTell(f"a type for '{argument.name}', because {data_type} cannot be served")
-    shape = tuple(graph_type.sizes())
-    return Example(argument.name, data_type, shape, frozenset(range(len(shape))))
+    return free_example(argument.name, data_type, tuple(graph_type.sizes()))
 
 
 def _why_not(needed: Sequence[Argument]) -> str:
@@ -146,7 +168,7 @@ def _why_not(needed: Sequence[Argument]) -> str:
 
 def _hinted(module: torch.jit.ScriptModule, name: str) -> Iterator[tuple[Example, ...]]:
     for data_type, shape in first_layer(module):
-        yield (Example(name, data_type, shape, frozenset(range(len(shape)))),)
+        yield (free_example(name, data_type, shape),)
 
 
 def first_layer(module: torch.nn.Module) -> list[tuple[str, tuple[int, ...]]]:

@@ -1,11 +1,25 @@
 """The configuration that a person has to finish, as text to paste."""
 
 from dataclasses import replace
+from pathlib import Path
 
-from microkernel import ModelConfig, ModelInput, Reshape, config_to_text
+from microkernel import InvalidArgument, ModelConfig, ModelInput, Reshape, config_to_text
 from microkernel_torchscript.signature import Argument, Signature
 
-_SCALAR_TYPES = {"int": "TYPE_INT64", "float": "TYPE_FP32", "bool": "TYPE_BOOL"}
+NUMBER_TYPES = {"int": "TYPE_INT64", "float": "TYPE_FP32", "bool": "TYPE_BOOL"}
+"""What an argument of each kind is fed from where nobody has chosen a type."""
+
+
+def unfinished(
+    config: ModelConfig, signature: Signature, path: Path, lacking: str
+) -> InvalidArgument:
+    """The error where a configuration cannot be completed: what is `lacking` in the model's file
+    `path`, and a `skeleton` to write beside it."""
+    return InvalidArgument(
+        f"unable to complete the configuration of model '{config.name}': {lacking}. Write "
+        f"'{path.parent.parent / 'config.pbtxt'}' like this and fill in what is marked:\n\n"
+        f"{skeleton(config, signature)}"
+    )
 
 
 def skeleton(config: ModelConfig, signature: Signature) -> str:
@@ -29,8 +43,8 @@ def skeleton(config: ModelConfig, signature: Signature) -> str:
 
 def _input(config: ModelConfig, argument: Argument) -> str:
     batching = config.max_batch_size > 0
-    if argument.kind in _SCALAR_TYPES:
-        entry = ModelInput(argument.name, _SCALAR_TYPES[argument.kind], dims=(1,))
+    if argument.kind in NUMBER_TYPES:
+        entry = ModelInput(argument.name, NUMBER_TYPES[argument.kind], dims=(1,))
     elif argument.type_name.startswith("str[]") and batching:
         entry = ModelInput(argument.name, "TYPE_STRING", dims=(1,), reshape=Reshape())
     elif argument.type_name.startswith("str[]"):

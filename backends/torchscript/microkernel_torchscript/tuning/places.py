@@ -4,10 +4,13 @@ import contextlib
 import fcntl
 import hashlib
 import os
+import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from microkernel import whole_file
 from microkernel_torchscript.tuning.record import Record, record_from_text, record_to_text
 
 _LARGEST = 4 * 1024 * 1024
@@ -54,20 +57,47 @@ def write(path: Path, record: Record) -> None:
     write_text(path, record_to_text(record))
 
 
+def package_place(path: Path) -> Path:
+    """Where the compiled model lies that belongs to the record in a file."""
+    return path.with_suffix(".pt2")
+
+
+def distrusted(path: Path, files: Path) -> str:
+    """Why the compiled model beside a record must not run for the model of a version directory: ""
+    where nobody could have put it there who could not have changed the model or be this process.
+    Raises OSError where it is not there."""
+    owners = {0, os.geteuid(), files.stat().st_uid}
+    for place in (package_place(path), path.parent, path.parent.parent):
+        found = place.stat()
+        if found.st_uid not in owners:
+            return f"'{place}' belongs to another user than the model and the server"
+        if found.st_mode & stat.S_IWOTH:
+            return f"everybody may write to '{place}'"
+    return ""
+
+
+def write_package(path: Path, made: Path) -> str:
+    """Put a copy of a compiled model beside the record's file, whole or not at all, and return its
+    SHA-256 digest. Raises OSError where that cannot be."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with made.open("rb") as source, whole_file(package_place(path)) as part:
+        shutil.copyfile(made, part)
+        part.chmod(0o644)
+        return hashlib.file_digest(source, "sha256").hexdigest()
+
+
+def remove_package(path: Path) -> None:
+    """See that no compiled model lies beside the record's file, as far as that can be."""
+    with contextlib.suppress(OSError):
+        package_place(path).unlink(missing_ok=True)
+
+
 def write_text(path: Path, text: str) -> None:
     """Put a text in a file, whole or not at all. Raises OSError where that cannot be."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(descriptor, "w") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(name).chmod(0o644)
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+    with whole_file(path) as part:
+        part.write_text(text)
+        part.chmod(0o644)
 
 
 @contextlib.contextmanager

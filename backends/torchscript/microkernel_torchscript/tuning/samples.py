@@ -1,16 +1,16 @@
 """Random inputs to try a model with, of any batch size."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from microkernel import ModelConfig, model_inputs
+from microkernel import ModelConfig
 from microkernel_torchscript.conversion import STRING, TORCH_TYPES
-from microkernel_torchscript.failures import execute_failure
+from microkernel_torchscript.failures import first_line
 from microkernel_torchscript.inputs import InputPlan
-from microkernel_torchscript.probing.examples import Example, configured_examples
+from microkernel_torchscript.probing.examples import Example, configured_examples, is_ragged
 from microkernel_torchscript.signature import SCALARS
 
 _HIGHEST = (100, 2)
@@ -49,8 +49,7 @@ class Sampler:
 
     def fits(self, batch: int) -> bool:
         """Whether inputs of that size are small enough to be made up."""
-        items = sum(torch.Size(e.shape).numel() * _width(e) for e in self.examples)
-        return items * batch <= _MOST_BYTES
+        return sum(example.nbytes for example in self.examples) * batch <= _MOST_BYTES
 
     def _value(self, example: Example, source: torch.Generator) -> Any:
         if example.kind in SCALARS:
@@ -70,7 +69,7 @@ def find_sampler(config: ModelConfig, plan: InputPlan, call: Callable[..., Any])
     """The first kind of random inputs that the model runs on. Raises NoSample where there is
     none."""
     said = "its inputs cannot be made up"
-    if config.batch_input or any(entry.allow_ragged_batch for entry in config.input):
+    if is_ragged(config):
         raise NoSample("a ragged batch cannot be made up")
     for sampler in _samplers(config, plan):
         if not sampler.fits(1):
@@ -87,20 +86,13 @@ def find_sampler(config: ModelConfig, plan: InputPlan, call: Callable[..., Any])
 
 def complaint(error: Exception) -> str:
     """What a model or torch raised, in one line."""
-    return execute_failure(error).removeprefix("PyTorch execute failure: ").splitlines()[0][:200]
+    return first_line(error)[:200]
 
 
 def _samplers(config: ModelConfig, plan: InputPlan) -> Iterator[Sampler]:
-    kinds: Mapping[str, str] = {feed.name: feed.kind for feed in plan.feeds}
-    known = {entry.name: kinds.get(entry.name, "tensor") for entry in model_inputs(config)}
-    for examples in configured_examples(config, known):
+    for examples in configured_examples(config, plan.kinds):
         for highest in _HIGHEST:
             yield Sampler(plan, examples, highest, config.max_batch_size > 0)
-
-
-def _width(example: Example) -> int:
-    dtype = TORCH_TYPES.get(example.data_type)
-    return dtype.itemsize if dtype is not None else 64
 
 
 def _row(argument: Any, index: int) -> Any:
