@@ -53,6 +53,7 @@ class Model:
         name: str = "m",
         limiter: RateLimiter | None = None,
         limit: float = 0,
+        load_limit: float = 0,
         decoupled: bool = False,
         samples: tuple[Sample, ...] = (),
         kind: str = "instance",
@@ -84,7 +85,14 @@ class Model:
         )
         shared = seats(places, kind)
         self.crew = Crew(
-            self._launch, config, shared, events, limit=limit, samples=samples, limiter=limiter
+            self._launch,
+            config,
+            shared,
+            events,
+            limit=limit,
+            load_limit=load_limit,
+            samples=samples,
+            limiter=limiter,
         )
 
     async def _launch(self) -> Any:
@@ -222,6 +230,28 @@ async def test_a_warm_up_that_hangs_is_ended(model: Callable[..., Model], fake_w
     with pytest.raises(InvalidArgument, match="execution took longer than 3 seconds"):
         await slow.start()
     assert now() == 3
+
+
+@pytest.mark.parametrize(("limit", "end"), [(0, 5), (3, 3), (7, 7)])
+async def test_where_executions_have_no_limit_those_of_warm_up_have_that_of_the_load(
+    model: Callable[..., Model], fake_worker: Any, limit: float, end: float
+) -> None:
+    slow = model(
+        make=lambda: fake_worker(seconds=1000), samples=(sample("a"),), limit=limit, load_limit=5
+    )
+    with pytest.raises(InvalidArgument, match=f"execution took longer than {end} seconds"):
+        await slow.start()
+    assert now() == end
+
+
+async def test_a_limit_of_the_load_is_none_of_executions(
+    model: Callable[..., Model], fake_worker: Any
+) -> None:
+    made = await model(make=lambda: fake_worker(seconds=1000), load_limit=5).start()
+    made.submit(1)
+    await asyncio.sleep(2000)
+    assert made.ran == [(0, 1000)]
+    await made.crew.stop()
 
 
 async def test_each_execution_of_warm_up_gets_the_limit(model: Callable[..., Model]) -> None:

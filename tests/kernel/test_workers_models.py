@@ -8,17 +8,18 @@ from pathlib import Path
 
 import psutil
 import pytest
+from odd_deeds import deed, rows
+from odd_loader import odd_loader
 from structlog.testing import capture_logs
+from waiting import until
 
 from microkernel import (
-    BackendType,
     InferRequest,
-    InferResponse,
     Internal,
     InvalidArgument,
     Unavailable,
 )
-from microkernel.models.loader import Loader, LoaderSettings, Offer
+from microkernel.models.loader import Loader
 from microkernel.models.version import ModelVersion
 
 Ask = Callable[..., InferRequest]
@@ -41,34 +42,13 @@ def instances(count: int) -> str:
     return f"instance_group {{ kind: KIND_CPU count: {count} }}\n"
 
 
-def deed(name: str) -> int:
-    from odd_backend import DEEDS  # type: ignore[import-not-found]  # on the path in these tests
-
-    number: int = DEEDS[name]
-    return number
-
-
-def rows(response: InferResponse) -> list[list[int]]:
-    values: list[list[int]] = response.outputs[0].as_numpy().tolist()
-    return values
-
-
 def serves(model: ModelVersion) -> bool:
     return model.ready
 
 
-async def until(condition: Callable[[], bool]) -> None:
-    """Wait for something that announces itself to nobody, 20 seconds at most."""
-    async with asyncio.timeout(20):
-        while not condition():  # noqa: ASYNC110 - there is no event to wait for
-            await asyncio.sleep(0.01)
-
-
 @pytest.fixture
 async def loader(odd_path: None, new_children: Children) -> AsyncIterator[Loader]:
-    made = Loader(
-        [Offer(BackendType("odd", "odd_backend:OddBackend"), None)], LoaderSettings(verbose=True)
-    )
+    made = odd_loader(verbose=True)
     yield made
     await made.close()
     assert new_children() == []
@@ -218,6 +198,18 @@ async def test_a_hanging_thread_is_left_behind(load: Load, ask: Ask) -> None:
         ),
         (parameter("EXECUTION_TIMEOUT_SECS", "-1"), InvalidArgument, "parameter 'EXECUTION_TIM"),
         (parameter("EXECUTION_TIMEOUT_SECS", "inf"), InvalidArgument, "parameter 'EXECUTION_TIM"),
+        (
+            parameter("LOAD_TIMEOUT_SECS", "soon"),
+            InvalidArgument,
+            "parameter 'LOAD_TIMEOUT_SECS' of model 'odd' must be a number of seconds, 0 for no "
+            "limit, got 'soon'",
+        ),
+        (
+            parameter("LOAD_TIMEOUT_SECS", "5") + parameter("WORKER", "thread"),
+            InvalidArgument,
+            "parameter 'LOAD_TIMEOUT_SECS' of model 'odd' holds for a worker process, but its "
+            "parameter 'WORKER' is 'thread'",
+        ),
         (
             'sequence_batching { state { input_name: "S" output_name: "T" data_type: TYPE_INT8 '
             'dims: 1 initial_state { name: "s" data_type: TYPE_INT8 dims: 1 data_file: "s" } } }\n',

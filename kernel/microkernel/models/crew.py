@@ -100,8 +100,9 @@ class Crew:
 
     `limit` is the longest an execution may take in seconds before its worker is ended, 0 for ever;
     that of a decoupled model ends with the last final response. `samples` are run on every instance
-    before it joins; passive ones never do. Raises InvalidArgument where the limiter could never let
-    an instance run.
+    before it joins; passive ones never do. One of them may take as long, or where executions have
+    no limit `load_limit`, so that a load that is to end does. Raises InvalidArgument where the
+    limiter could never let an instance run.
     """
 
     def __init__(  # noqa: PLR0913 - keywords, of which most callers leave out all
@@ -112,6 +113,7 @@ class Crew:
         events: CrewEvents,
         *,
         limit: float = 0.0,
+        load_limit: float = 0.0,
         samples: Sequence[Sample] = (),
         limiter: RateLimiter | None = None,
     ) -> None:
@@ -121,6 +123,7 @@ class Crew:
         self._seats = [Seat(*pair) for pair in zip(seats, turns, strict=True)]
         self._events = events
         self._limit = limit
+        self._sample_limit = limit or load_limit
         self._limiter = limiter
         self._roster = Roster() if limiter is None else LimitedRoster(limiter)
         self._warming = Warming(samples, events.stats, config.decoupled)
@@ -199,7 +202,7 @@ class Crew:
 
     async def _run_samples(self, worker: Worker, post: Post) -> None:
         def watched() -> _Limit:
-            return self._limited(worker, lambda: False)
+            return self._limited(worker, self._sample_limit, lambda: False)
 
         try:
             await self._warming.run(post.instance, watched)
@@ -229,7 +232,7 @@ class Crew:
         seat.busy.add(post)
         timer: asyncio.TimerHandle | None = None
         if self._limit:
-            timer = self._loop.call_later(self._limit, self._overdue, seat.worker)
+            timer = self._loop.call_later(self._limit, _overdue, seat.worker, self._limit)
 
         def finished(result: Result) -> None:
             if timer is not None:
@@ -259,7 +262,7 @@ class Crew:
         seat, instance = post.seat, post.instance
         flight = object()
         seat.busy.add(flight)
-        limit = self._limited(seat.worker, spared)
+        limit = self._limited(seat.worker, self._limit, spared)
 
         def freed() -> None:
             self._roster.ran(post, there=post in seat.posts)
@@ -277,18 +280,16 @@ class Crew:
         if self._limiter is not None:
             self._limiter.serve()
 
-    def _limited(self, worker: Worker | None, spared: Callable[[], bool]) -> "_Limit":
+    def _limited(
+        self, worker: Worker | None, seconds: float, spared: Callable[[], bool]
+    ) -> "_Limit":
         def overdue() -> bool:
             if spared():
                 return True
-            self._overdue(worker)
+            _overdue(worker, seconds)
             return False
 
-        return _Limit(self._loop, self._limit, overdue)
-
-    def _overdue(self, worker: Worker | None) -> None:
-        if worker is not None:
-            worker.kill(f"an execution took longer than {self._limit:g} seconds")
+        return _Limit(self._loop, seconds, overdue)
 
     def _check_drained(self) -> None:
         if not self._busy():
@@ -358,6 +359,11 @@ class Crew:
         if self._limiter is not None:
             turns = [turn for seat in self._seats for turn in seat.turns if turn is not None]
             self._limiter.leave(turns)
+
+
+def _overdue(worker: Worker | None, seconds: float) -> None:
+    if worker is not None:
+        worker.kill(f"an execution took longer than {seconds:g} seconds")
 
 
 async def _all(calls: Sequence[Awaitable[None]]) -> None:

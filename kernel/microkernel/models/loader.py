@@ -45,6 +45,8 @@ from microkernel.workers.limits import parse_limits, refuse_limits
 from microkernel.workers.process import ProcessWorker
 from microkernel.workers.spawning import ForkServers
 from microkernel.workers.thread import ThreadWorker
+from microkernel.workers.timed import TimedWorker
+from microkernel.workers.timeouts import parse_timeouts, refuse_load_timeout
 
 log = structlog.get_logger()
 
@@ -224,26 +226,29 @@ class Loader:
     def _hosted(self, config: ModelConfig, directory: Path, version: int) -> Hosted:
         offer = self._offers[config.backend]
         files = directory / str(version)
-        limits = parse_limits(config)
-        return Hosted(offer.backend, offer.settings, config.name, version, files, limits)
+        limits, timeouts = parse_limits(config), parse_timeouts(config)
+        return Hosted(offer.backend, offer.settings, config.name, version, files, limits, timeouts)
 
     async def _launch(self, hosted: Hosted, kind: WorkerKind) -> Worker:
         if kind == "thread":
             return ThreadWorker(hosted, self._custom)
-        return await ProcessWorker.spawn(
+        worker = await ProcessWorker.spawn(
             hosted, self._forks, verbose=self._settings.verbose, metrics=self._custom
         )
+        seconds = hosted.timeouts.load
+        return TimedWorker(worker, seconds) if seconds else worker
 
     def _crew(
         self, config: ModelConfig, hosted: Hosted, events: CrewEvents, samples: Sequence[Sample]
     ) -> Crew:
-        kind = _worker_kind(config, hosted)
+        kind, timeouts = _worker_kind(config, hosted), parse_timeouts(config)
         return Crew(
             lambda: self._launch(hosted, kind),
             config,
             seats(self._places(config), kind),
             events,
-            limit=_execution_limit(config),
+            limit=timeouts.execution,
+            load_limit=timeouts.load,
             samples=samples,
             limiter=self._limiter,
         )
@@ -274,18 +279,5 @@ def _worker_kind(config: ModelConfig, hosted: Hosted) -> WorkerKind:
         )
     if kind == "thread":
         refuse_limits(config, hosted.limits)
+        refuse_load_timeout(config, hosted.timeouts)
     return cast("WorkerKind", kind)
-
-
-def _execution_limit(config: ModelConfig) -> float:
-    text = config.parameter("EXECUTION_TIMEOUT_SECS", "0")
-    try:
-        limit = float(text)
-    except ValueError:
-        limit = -1.0
-    if not 0 <= limit < float("inf"):
-        raise InvalidArgument(
-            f"parameter 'EXECUTION_TIMEOUT_SECS' of model '{config.name}' must be a number of "
-            f"seconds, 0 for no limit, got '{text}'"
-        )
-    return limit

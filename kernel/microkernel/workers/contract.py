@@ -12,12 +12,14 @@ from microkernel.request import Answered, InferRequest
 from microkernel.stats import Execution
 from microkernel.workers.flights import Receiver
 from microkernel.workers.limits import NO_LIMITS, Limits
+from microkernel.workers.timeouts import NO_TIMEOUTS, Timeouts
 
 
 @dataclass(frozen=True, slots=True)
 class Hosted:
     """A model version to host: its backend and that plug-in's settings (None where it declares
-    none), its name, version and directory, and the limits of a process that hosts it."""
+    none), its name, version and directory, and the limits of a process that hosts it, those of its
+    time apart."""
 
     backend: BackendType
     settings: Any
@@ -25,6 +27,7 @@ class Hosted:
     version: int
     files: Path
     limits: Limits = NO_LIMITS
+    timeouts: Timeouts = NO_TIMEOUTS
 
 
 @dataclass(slots=True)

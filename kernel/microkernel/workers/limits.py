@@ -9,7 +9,7 @@ import ctypes
 import os
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,14 +57,18 @@ def parse_limits(config: ModelConfig) -> Limits:
 def refuse_limits(config: ModelConfig, limits: Limits) -> None:
     """Raise InvalidArgument where a model that runs in the server's process has limits."""
     if limits != NO_LIMITS:
-        names = ", ".join(
-            f"'{key}'" for key in (MEMORY, FILES, NETWORK) if key in config.parameters
-        )
-        raise InvalidArgument(
-            f"parameter {names} of model '{config.name}' holds for a worker process, but its "
-            "parameter 'WORKER' is 'thread', which runs it in the server's; use 'process' or "
-            "'instance'"
-        )
+        keys = [key for key in (MEMORY, FILES, NETWORK) if key in config.parameters]
+        raise needs_process(config.name, keys)
+
+
+def needs_process(model: str, keys: Sequence[str]) -> InvalidArgument:
+    """The error of a model that runs in the server's process and has parameters that need a process
+    of its own."""
+    names = ", ".join(f"'{key}'" for key in keys)
+    return InvalidArgument(
+        f"parameter {names} of model '{model}' holds for a worker process, but its parameter "
+        "'WORKER' is 'thread', which runs it in the server's; use 'process' or 'instance'"
+    )
 
 
 def _memory(model: str, text: str) -> int:

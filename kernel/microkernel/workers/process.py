@@ -118,6 +118,8 @@ class ProcessWorker:
         self._answer = self._loop.create_future()
         self._control.send(wire.control_message(kind, order), descriptors)
         answer = await self._answer
+        if self._error is not None:  # it answered and was killed before anybody could look
+            raise self._error
         if self._exit.done():  # it answered and died before anybody could look
             raise self._death(_cause(self._exit.result()))
         return answer

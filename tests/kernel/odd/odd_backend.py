@@ -250,6 +250,8 @@ class OddModel(Model):
             raise InvalidArgument(f"no instance {placement.name} today")
         if self._fail == "instance exit":
             os._exit(9)
+        if self._fail == "instance hangs":
+            threading.Event().wait()
         self._trace(f"made {placement.name}")
         if self._fail == "close hangs":
             return StubbornInstance(placement.name, self._trace)
@@ -276,14 +278,20 @@ class OddBackend(Backend):
                 os._exit(8)
             case "load sys.exit":
                 sys.exit("bye")
+            case "load hangs":
+                threading.Event().wait()
             case "once":
                 _fail_after_the_first(files / "loaded")
+            case "hangs after once":
+                _hang_after_the_first(files / "loaded")
         return OddModel(config, files)
 
     def complete(self, config: ModelConfig, files: Path) -> ModelConfig:
         """Raises what the parameter FAIL asks for."""
         if config.parameter("FAIL") == "complete":
             raise InvalidArgument("cannot complete")
+        if config.parameter("FAIL") == "complete hangs":
+            threading.Event().wait()
         return config
 
 
@@ -291,6 +299,14 @@ def _fail_after_the_first(mark: Path) -> None:
     """The first load goes well and leaves a mark; those after it fail while the mark is there."""
     if mark.exists():
         raise Stranger("cannot load again")
+    mark.touch()
+
+
+def _hang_after_the_first(mark: Path) -> None:
+    """The first load goes well and leaves a mark; those after it never end while the mark is
+    there."""
+    if mark.exists():
+        threading.Event().wait()
     mark.touch()
 
 
