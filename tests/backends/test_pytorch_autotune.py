@@ -2,6 +2,7 @@
 
 import json
 import logging
+import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -68,6 +69,8 @@ def config(autotune: str = "load", **parameters: str) -> ModelConfig:
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    # Where who measures waits for whoever else does.
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
 
 
 @pytest.fixture
@@ -97,7 +100,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], list[float]]:
     def found(what: Any) -> list[float]:
         asked: list[float] = []
 
-        def ask(config: ModelConfig, files: Path, seconds: float, heard: Any) -> Answer:
+        def ask(config: ModelConfig, files: Path, seconds: float, *_: Any) -> Answer:
             asked.append(seconds)
             if isinstance(what, Exception):
                 raise what

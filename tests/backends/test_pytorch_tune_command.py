@@ -2,7 +2,9 @@
 given here; the tests of the server run the real one."""
 
 import re
+import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -34,6 +36,8 @@ Tune = Callable[..., Any]
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    # Where who measures waits for whoever else does.
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
 
 
 @pytest.fixture
@@ -49,13 +53,23 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[ModelConfig, str, float
     """The models that were measured: their configurations, versions and seconds."""
     made: list[tuple[ModelConfig, str, float]] = []
 
-    def ask(config: ModelConfig, files: Path, seconds: float, heard: Any) -> Answer:
+    def ask(
+        config: ModelConfig, files: Path, seconds: float, heard: Any, folder: Path | None
+    ) -> Answer:
         made.append((config, files.name, seconds))
         heard("measuring")
         return Answer(config, KEY, FOUND if seconds else None)
 
     monkeypatch.setattr(command, "ask", ask)
     return made
+
+
+def test_the_process_of_the_command_needs_no_torch() -> None:
+    program = (
+        "import sys; import microkernel_torchscript.tuning.command; "
+        "sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
 
 
 def tune(*arguments: str | Path) -> Any:

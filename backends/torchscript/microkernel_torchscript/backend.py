@@ -21,7 +21,9 @@ from microkernel_torchscript.probing.completion import complete
 from microkernel_torchscript.script.files import expect_read_only_buffers, model_file
 from microkernel_torchscript.script.source import ScriptSource
 from microkernel_torchscript.source import Source
-from microkernel_torchscript.tuning.loading import Autotune
+from microkernel_torchscript.tuning.compiled.source import compiled_source
+from microkernel_torchscript.tuning.loading import Autotune, Tuned
+from microkernel_torchscript.tuning.trial import PLAIN
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +44,7 @@ class PyTorchBackend(Backend):
         _set_inter_op_threads(options.inter_op_threads or max(1, self._settings.inter_op_threads))
         tuned = self._autotune.choice(config, files)
         options = replace(options, intra_op_threads=options.intra_op_threads or tuned.threads)
-        source = _source(kind, config, files, options, tuned.variant)
+        source = _source(kind, config, files, options, tuned)
         return PyTorchModel(config, files.name, source, options)
 
     def complete(self, config: ModelConfig, files: Path) -> ModelConfig:
@@ -69,7 +71,7 @@ def _options(config: ModelConfig) -> Options:
     return module_options(config) if config.runtime == RUNTIME else parse_options(config)
 
 
-def _source(kind: Kind, config: ModelConfig, files: Path, options: Options, variant: str) -> Source:
+def _source(kind: Kind, config: ModelConfig, files: Path, options: Options, tuned: Tuned) -> Source:
     sharing = bool(options.weight_sharing)
     if kind is Kind.MODULE:
         return ModuleSource(config, files, mapped=sharing)
@@ -80,12 +82,16 @@ def _source(kind: Kind, config: ModelConfig, files: Path, options: Options, vari
     path = model_file(config, files)
     if config.runtime == RUNTIME:
         logger.info("Loading '%s' as TorchScript", config.name)
+    if tuned.package is not None:
+        compiled = compiled_source(config, path, tuned.package)
+        if compiled is not None:
+            return compiled
     return ScriptSource(
         config,
         path,
         inference_mode=options.inference_mode,
         sharing=sharing,
-        variant=variant,
+        variant=PLAIN if tuned.package else tuned.variant,
     )
 
 

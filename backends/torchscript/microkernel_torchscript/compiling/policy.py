@@ -52,7 +52,7 @@ def compiled(
     logger.debug(
         "'torch.compile' optional parameter(s) for '%s': %s", name, dict(options.arguments)
     )
-    if options.disabled or _turned_off():
+    if options.disabled or turned_off():
         return forward
     from microkernel_torchscript.compiling.running import (  # noqa: PLC0415 - imports torch's compilers
         CompiledForward,
@@ -92,7 +92,7 @@ def missing_compiler() -> str:
     return "" if (folder / "Python.h").exists() else f"there is no 'Python.h' in '{folder}'"
 
 
-def _turned_off() -> bool:
+def turned_off() -> bool:
     """Whether an environment variable of torch turns compiling off. Torch reads them as well, but
     asking it imports much."""
     return any(os.environ.get(name) == "1" for name in _TURNS_OFF)

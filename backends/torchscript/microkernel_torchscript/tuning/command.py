@@ -11,7 +11,7 @@ import click
 from microkernel import InvalidArgument, ModelConfig, Unavailable, parse_text
 from microkernel_torchscript.kinds import kind_of, recognise
 from microkernel_torchscript.tuning import places
-from microkernel_torchscript.tuning.asking import Answer, NotMeasured, ask
+from microkernel_torchscript.tuning.asking import Answer, NotMeasured, ask, workshop
 from microkernel_torchscript.tuning.keeping import find, keep, made_now
 from microkernel_torchscript.tuning.page import page
 from microkernel_torchscript.tuning.picture import HOW, draw
@@ -100,30 +100,34 @@ def _written(path: Path) -> ModelConfig:
 
 def _made(config: ModelConfig, files: Path, budget: int) -> tuple[Record, Path | None]:
     """A new record, and where it is kept."""
-    with places.alone():
-        answer = _asked(config, files, budget)
-    if answer.measured is None:
-        raise InvalidArgument(_not_measured(config, files))
-    record = made_now(answer.key, answer.measured)
-    path = keep(config.name, places.places(files), record)
-    click.echo(f"The record: {path or 'it could not be kept'}\n")
-    return record, path
+    with workshop() as folder:
+        with places.alone():
+            answer = _asked(config, files, budget, folder)
+        if answer.measured is None:
+            raise InvalidArgument(_not_measured(config, files))
+        record = made_now(answer.key, answer.measured)
+        kept = keep(config.name, places.places(files), record, answer.package)
+    click.echo(f"The record: {kept.path or 'it could not be kept'}")
+    if kept.path is not None and kept.record.package:
+        click.echo(f"The compiled model: {places.package_place(kept.path)}")
+    click.echo()
+    return kept.record, kept.path
 
 
 def _stored(config: ModelConfig, files: Path) -> tuple[Record, None]:
     """The record that fits. Raises InvalidArgument where there is none."""
-    answer = _asked(config, files, 0)
+    answer = _asked(config, files, 0, None)
     if not answer.key:
         raise InvalidArgument(_not_measured(config, files))
-    record = find(config.name, places.places(files), answer.key)
-    if record is None:
+    kept = find(config.name, places.places(files), answer.key)
+    if kept is None:
         raise InvalidArgument(f"model '{config.name}' has no record of tuning that fits")
-    return record, None
+    return kept.record, None
 
 
-def _asked(config: ModelConfig, files: Path, budget: int) -> Answer:
+def _asked(config: ModelConfig, files: Path, budget: int, folder: Path | None) -> Answer:
     try:
-        return ask(config, files, budget, lambda text: click.echo(text, err=True))
+        return ask(config, files, budget, lambda text: click.echo(text, err=True), folder)
     except NotMeasured as error:
         raise Unavailable(f"model '{config.name}' was not measured: {error}") from None
 

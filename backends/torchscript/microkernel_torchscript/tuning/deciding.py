@@ -5,7 +5,7 @@ import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from microkernel_torchscript.tuning.trial import PLAIN, Candidate, Figures, Row
+from microkernel_torchscript.tuning.trial import AOTI, MODULES, PLAIN, Candidate, Figures, Row
 
 MARGIN = 1.05
 """What a change must gain to be worth it; less is noise."""
@@ -34,43 +34,62 @@ def unchanged(cores: int, reason: str) -> Decision:
     return Decision(Candidate(PLAIN, threads=cores), reason)
 
 
-def cpu_gains(rows: Iterable[Row], variant: str) -> list[float]:
-    """How much less processor time a variant takes than the plain module, a factor for each
-    candidate that was measured for both."""
+def cpu_gains(rows: Iterable[Row], variant: str, over: str = PLAIN) -> list[float]:
+    """How much less processor time a variant takes than another one, a factor for each candidate
+    that was measured for both."""
     measured = _figures(rows)
     return [
         figures.cpu_ms / max(own.cpu_ms, 1e-9)
         for candidate, figures in measured.items()
-        if candidate.variant == PLAIN
+        if candidate.variant == over
         and (own := measured.get(replace(candidate, variant=variant))) is not None
     ]
 
 
 def best_variant(rows: Sequence[Row]) -> str:
     """The variant of the clearest gain over all batch sizes. It must gain more than the margin at
-    one of them, and lose as much at none; the plain one wins otherwise."""
-    scores = {PLAIN: 1.0}
-    refused = {row.candidate.variant for row in rows if row.note}
-    for variant in dict.fromkeys(row.candidate.variant for row in rows):
-        gains = cpu_gains(rows, variant)
-        if variant in refused or not gains:
-            continue
-        if max(gains) > MARGIN and min(gains) > 1 / MARGIN:
+    one of them, and lose as much at none; the plain one wins otherwise. Machine code must gain so
+    over the best of the others as well, for it costs a file, a compiler and the interpreter."""
+    module = best_module(rows)
+    compiled = all(_clear(cpu_gains(_accepted(rows), AOTI, over)) for over in (PLAIN, module))
+    return AOTI if compiled else module
+
+
+def best_module(rows: Sequence[Row]) -> str:
+    """The same without machine code."""
+    scores, accepted = {PLAIN: 1.0}, _accepted(rows)
+    for variant in MODULES:
+        if _clear(gains := cpu_gains(accepted, variant)):
             scores[variant] = math.exp(sum(map(math.log, gains)) / len(gains))
     return max(scores, key=lambda variant: scores[variant])
 
 
-def best_arrangement(rows: Sequence[Row], variant: str, cores: int) -> Candidate:
+def _accepted(rows: Sequence[Row]) -> list[Row]:
+    refused = {row.candidate.variant for row in rows if row.note}
+    return [row for row in rows if row.candidate.variant not in refused]
+
+
+def _clear(gains: Sequence[float]) -> bool:
+    return bool(gains) and max(gains) > MARGIN and min(gains) > 1 / MARGIN
+
+
+def best_arrangement(rows: Sequence[Row], variant: str, cores: int, instead: str = "") -> Candidate:
     """The fewest instances and the smallest batches that come within the margin of the most items
-    per second, if these are a clear gain over one instance with all cores."""
+    per second, if these are a clear gain over one instance with all cores. They may be those of
+    the variant `instead`."""
     usual = Candidate(variant, threads=cores)
-    own = {c: f for c, f in _figures(rows).items() if c.variant == variant}
+    own = {c: f for c, f in _figures(rows).items() if c.variant in (variant, instead)}
     if usual not in own:
         return usual
     most = max(figures.items_per_second for figures in own.values())
     least = max(most / MARGIN, MARGIN * own[usual].items_per_second)
     close = [c for c, figures in own.items() if figures.items_per_second > least]
-    return min(close, key=lambda c: (c.instances, c.batch, c.threads), default=usual)
+
+    def cost(candidate: Candidate) -> tuple[int, int, bool, int]:
+        other = candidate.variant != variant
+        return candidate.instances, candidate.batch, other, candidate.threads
+
+    return min(close, key=cost, default=usual)
 
 
 def share(rows: Iterable[Row]) -> float:
@@ -100,10 +119,14 @@ def threads_for(rows: Sequence[Row], choice: Candidate, instances: int, usual: i
 
 
 def decide(variants: Sequence[Row], arranged: Sequence[Row], variant: str, cores: int) -> Decision:
-    """The decision from the rows of the variants and from those of the best one's arrangements."""
+    """The decision from the rows of the variants and from those of the best one's arrangements,
+    among which the best module's are where machine code is the best variant."""
     had = share(arranged)
-    usual = Candidate(variant, threads=cores)
-    choice = best_arrangement(arranged, variant, cores) if had >= QUIET else usual
+    choice = Candidate(variant, threads=cores)
+    if had >= QUIET:
+        instead = best_module(variants) if variant == AOTI else ""
+        choice = best_arrangement(arranged, variant, cores, instead)
+        variant = choice.variant
     gains = cpu_gains([r for r in variants if r.candidate.batch == choice.batch], variant)
     gains = gains or cpu_gains(variants, variant)
     own = [row for row in variants if row.candidate.variant == variant]

@@ -84,15 +84,21 @@ def _cost(call: float, more_calls: int) -> float:
     return more_calls * call + ROUNDS * (call + max(SLICE, call))
 
 
-def arranged(variant: str, cores: int, sizes: Sequence[int], plain: str) -> Iterator[Candidate]:
+def arranged(
+    variant: str, cores: int, sizes: Sequence[int], plain: str, instead: str = ""
+) -> Iterator[Candidate]:
     """The candidates of one variant in every arrangement, the likeliest to win first, after the
-    plain variant as it serves where nothing is configured."""
-    yield Candidate(plain, threads=cores)
+    plain variant as it serves where nothing is configured. Where `instead` names another variant,
+    the first runs in one instance only, and has that one in every arrangement to compete with."""
+    usual = Candidate(plain, threads=cores)
+    yield usual
     for batch in by_importance(sizes):
         for instances, threads in arrangements(cores):
-            candidate = Candidate(variant, threads, instances, batch)
-            if candidate != Candidate(plain, threads=cores):
-                yield candidate
+            alone = bool(instead) and instances > 1
+            for one in (instead,) if alone else (variant, *filter(None, (instead,))):
+                candidate = Candidate(one, threads, instances, batch)
+                if candidate != usual:
+                    yield candidate
 
 
 def affordable_candidates(

@@ -26,7 +26,7 @@ def key_of(config: ModelConfig, path: Path, torch_version: str) -> dict[str, str
     """The key of a completed configuration and the model's file, whose digest is computed.
     Raises OSError where it cannot be read."""
     return {
-        "file": _DIGESTS.of(path),
+        "file": digest_of(path),
         "torch": torch_version,
         "cpu": processor(Path("/proc/cpuinfo")),
         "cores": str(processors()),
@@ -75,3 +75,8 @@ class _Digests:
 
 
 _DIGESTS = _Digests()
+
+
+def digest_of(path: Path) -> str:
+    """The SHA-256 digest of a file. Raises OSError where it cannot be read."""
+    return _DIGESTS.of(path)

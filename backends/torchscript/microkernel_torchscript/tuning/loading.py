@@ -19,12 +19,13 @@ from microkernel import (
 from microkernel_torchscript.kinds import Kind, kind_of
 from microkernel_torchscript.script.files import model_file
 from microkernel_torchscript.tuning import places
-from microkernel_torchscript.tuning.asking import NotMeasured, ask
+from microkernel_torchscript.tuning.asking import NotMeasured, ask, workshop
+from microkernel_torchscript.tuning.compiled.conditions import not_alone
 from microkernel_torchscript.tuning.deciding import threads_for, unchanged
-from microkernel_torchscript.tuning.keeping import find, keep, made_now
+from microkernel_torchscript.tuning.keeping import Kept, find, keep, made_now
 from microkernel_torchscript.tuning.key import key_of
-from microkernel_torchscript.tuning.record import Measured, Record
-from microkernel_torchscript.tuning.trial import PLAIN, Candidate
+from microkernel_torchscript.tuning.record import Measured
+from microkernel_torchscript.tuning.trial import AOTI, PLAIN, Candidate
 
 logger = logging.getLogger(__name__)
 
@@ -43,10 +44,12 @@ class Mode(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Tuned:
-    """How to run a model: its variant, and intra-op threads per instance, 0 for the usual."""
+    """How to run a model: its variant, intra-op threads per instance, 0 for the usual, and the
+    `package` of a model that is compiled."""
 
     variant: str = PLAIN
     threads: int = 0
+    package: Path | None = None
 
 
 def mode_of(config: ModelConfig) -> Mode:
@@ -94,7 +97,7 @@ class Autotune:
     """What one backend knows of records; they are read once."""
 
     def __init__(self) -> None:
-        self._known: dict[Path, Record | None] = {}
+        self._known: dict[Path, Kept | None] = {}
 
     def completed(self, config: ModelConfig, files: Path) -> ModelConfig:
         """A complete configuration with what tuning adds; measures first where that is asked for
@@ -102,10 +105,10 @@ class Autotune:
         mode, seconds = mode_of(config), seconds_of(config)
         if mode is Mode.OFF or _not_tunable(config, files):
             return config
-        record = self._record(config, files)
-        if record is None and mode is Mode.MEASURE:
-            record = self._known[files] = _measured(config, files, seconds)
-        return config if record is None else arranged(config, record.measured.decision.choice)
+        kept = self._kept(config, files)
+        if kept is None and mode is Mode.MEASURE:
+            kept = self._known[files] = _measured(config, files, seconds)
+        return config if kept is None else arranged(config, kept.record.measured.decision.choice)
 
     def choice(self, config: ModelConfig, files: Path) -> Tuned:
         """How to run the model of a normalised configuration: as usual where no record fits."""
@@ -114,45 +117,59 @@ class Autotune:
         if reason := _not_tunable(config, files):
             logger.warning("model '%s': AUTOTUNE has no effect: %s", config.name, reason)
             return Tuned()
-        record = self._record(config, files)
-        if record is None:
+        kept = self._kept(config, files)
+        if kept is None:
+            return Tuned()
+        measured = kept.record.measured
+        chosen = measured.decision.choice
+        try:
+            package = _package(config, files, kept) if chosen.variant == AOTI else None
+        except (OSError, ValueError) as reason:
+            logger.warning("model '%s' runs as it was saved: %s", config.name, reason)
             return Tuned()
         count = sum(group.count for group in config.instance_group if not group.passive) or 1
-        measured, usual = record.measured, max(1, processors() // count)
-        chosen = measured.decision.choice
-        tuned = Tuned(chosen.variant, threads_for(measured.rows, chosen, count, usual))
+        usual = max(1, processors() // count)
+        threads = threads_for(measured.rows, chosen, count, usual)
+        tuned = Tuned(chosen.variant, threads, package)
         _tell(config.name, count, tuned, measured)
         return tuned
 
-    def _record(self, config: ModelConfig, files: Path) -> Record | None:
+    def _kept(self, config: ModelConfig, files: Path) -> Kept | None:
         if files not in self._known:
             key = key_of(config, model_file(config, files), torch.__version__)
             self._known[files] = find(config.name, places.places(files), key)
         return self._known[files]
 
 
-def _measured(config: ModelConfig, files: Path, seconds: float) -> Record | None:
+def _package(config: ModelConfig, files: Path, kept: Kept) -> Path:
+    """The compiled model. Raises ValueError and OSError, which say why, where it cannot serve."""
+    if reason := not_alone(config):
+        raise ValueError(f"tuning chose '{AOTI}', but {reason}")
+    return kept.package(files)
+
+
+def _measured(config: ModelConfig, files: Path, seconds: float) -> Kept | None:
     """Measure and keep the record; None where the model's files are refused, which loading them
     will tell."""
     key = key_of(config, model_file(config, files), torch.__version__)
     candidates = places.places(files)
-    with places.alone():
+    with places.alone(), workshop() as folder:
         # Another process may have measured it while this one waited.
-        if (record := find(config.name, candidates, key)) is not None:
-            return record
+        if (kept := find(config.name, candidates, key)) is not None:
+            return kept
         logger.info("model '%s': tuning measures for about %g s", config.name, seconds)
+        package: Path | None = None
         try:
-            answer = ask(config, files, seconds, logger.debug)
+            answer = ask(config, files, seconds, logger.debug, folder)
             measured = answer.measured or Measured(unchanged(processors(), "it is no TorchScript"))
+            package = answer.package
         except NotMeasured as error:
             logger.warning("model '%s': tuning failed: %s", config.name, error)
             measured = Measured(unchanged(processors(), str(error)))
         except MicrokernelError as error:
             logger.warning("model '%s': tuning failed: %s", config.name, error)
             return None
-        record = made_now(key, measured)
-        keep(config.name, candidates, record)
-        return record
+        return keep(config.name, candidates, made_now(key, measured), package)
 
 
 def _not_tunable(config: ModelConfig, files: Path) -> str:

@@ -16,6 +16,7 @@ from microkernel_torchscript.flags import enter_modes
 from microkernel_torchscript.options import Options
 from microkernel_torchscript.tuning.grid import ROUNDS, SLICE
 from microkernel_torchscript.tuning.samples import Arguments
+from microkernel_torchscript.tuning.subject import Callee
 from microkernel_torchscript.tuning.trial import Candidate, Figures
 
 _MOST_ROUNDS = 9
@@ -26,7 +27,7 @@ class Runner:
     """What it takes to run one candidate: its module, the arguments of every call and the modes
     that its threads are in."""
 
-    module: torch.jit.ScriptModule
+    module: Callee
     arguments: Arguments
     options: Options
 
@@ -48,19 +49,18 @@ def run_slice(candidate: Candidate, runner: Runner, seconds: float) -> Figures:
     """Run the candidate's instances at once, on a thread each, for so many seconds or one call
     each if that takes longer, after one that warms it up. Raises what the model raises."""
     workers = [_Worker(candidate.threads, runner, seconds) for _ in range(candidate.instances)]
-    start = threading.Barrier(len(workers) + 1)
+    began: list[float] = []
+    # The last instance notes the time, for machine code does not let this thread do so.
+    start = threading.Barrier(len(workers), lambda: began.append(time.process_time()))
     threads = [threading.Thread(target=worker.run, args=(start,)) for worker in workers]
     for thread in threads:
         thread.start()
-    with contextlib.suppress(threading.BrokenBarrierError):
-        start.wait()
-    before = time.process_time()
     for thread in threads:
         thread.join()
-    cpu = time.process_time() - before
     for worker in workers:
         if worker.error is not None:
             raise worker.error
+    cpu = time.process_time() - began[0]
     return _figures(workers, candidate.batch, cpu)
 
 

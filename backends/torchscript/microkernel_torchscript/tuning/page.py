@@ -9,7 +9,7 @@ from microkernel_torchscript.tuning.record import Record
 from microkernel_torchscript.tuning.table import HEADER, cells, counted, summary
 from microkernel_torchscript.tuning.trial import VARIANTS, Figures, Row
 
-COLOURS = dict(zip(VARIANTS, ("#4269d0", "#efb118", "#ff725c"), strict=True))
+COLOURS = dict(zip(VARIANTS, ("#4269d0", "#efb118", "#ff725c", "#3ca951"), strict=True))
 """Of the variants, in every plot."""
 
 _WIDTH, _HEIGHT, _MARGIN = 760, 420, 64

@@ -1,6 +1,7 @@
 """What tuning found out, as it is kept in a file. No torch."""
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +20,7 @@ from microkernel_torchscript.tuning.trial import (
 )
 
 _FORMAT = 1
+_DIGEST = re.compile("(?:[0-9a-f]{64})?")
 _MOST = 1024
 """More rows than this are no measurement of ours."""
 
@@ -38,11 +40,13 @@ class Measured:
 @dataclass(frozen=True, slots=True)
 class Record:
     """A measurement, when it was `made`, and the `key`: for which file, torch, processor and
-    configuration it holds."""
+    configuration it holds. `package` is the SHA-256 digest of the compiled model that lies beside
+    the record, "" where none does."""
 
     key: Mapping[str, str]
     measured: Measured
     made: str = ""
+    package: str = ""
 
 
 def differing(kept: Mapping[str, str], wanted: Mapping[str, str]) -> list[str]:
@@ -57,6 +61,7 @@ def record_to_text(record: Record) -> str:
         "format": _FORMAT,
         "key": dict(record.key),
         "made": record.made,
+        **({"package": record.package} if record.package else {}),
         **measured_to_json(record.measured),
     }
     return json.dumps(document, indent=1, allow_nan=False) + "\n"
@@ -74,7 +79,8 @@ def record_from_text(text: str) -> Record:
     choice, cores = measured.decision.choice, key.get("cores", "")
     if not cores.isdecimal() or max(choice.threads, choice.instances) > int(cores):
         raise Unreadable(f"the choice is none for {cores!r:.40} cores")
-    return Record(key, measured, str(document.get("made", ""))[:40])
+    package = _digest(document.get("package", ""))
+    return Record(key, measured, str(document.get("made", ""))[:40], package)
 
 
 def measured_to_json(measured: Measured) -> dict[str, Any]:
@@ -123,6 +129,12 @@ def _choice(document: Any) -> Candidate:
         raise Unreadable(f"'variant' must be one of {', '.join(VARIANTS)}, got {variant!r:.40}")
     counts = [whole(document, name) for name in ("threads", "instances", "batch")]
     return Candidate(variant, *counts)
+
+
+def _digest(value: Any) -> str:
+    if not isinstance(value, str) or not _DIGEST.fullmatch(value):
+        raise Unreadable(f"'package' must be 64 hexadecimal digits, got {value!r:.80}")
+    return value
 
 
 def _list(document: dict[str, Any], name: str) -> list[Any]:

@@ -2,14 +2,14 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
 from microkernel_torchscript.script.state import kept_state
 from microkernel_torchscript.tuning.closeness import Comparison, compare, rows_of
 from microkernel_torchscript.tuning.samples import Sampler, complaint
-from microkernel_torchscript.tuning.trial import PLAIN, VARIANTS
+from microkernel_torchscript.tuning.trial import MODULES, PLAIN
 from microkernel_torchscript.tuning.variants import as_variant
 
 _SEEDS = (1, 2, 3)
@@ -20,13 +20,28 @@ _ROWS = 3
 """Items of a batch that are compared with calls of one item."""
 
 
+class Callee(Protocol):
+    """What is measured: a module, or something that is called like one."""
+
+    @property
+    def forward(self) -> Any:
+        """Takes the arguments, by position, and returns the result."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Tried:
     """A variant and how its results compare; `module` is None where it cannot run."""
 
     variant: str
-    module: torch.jit.ScriptModule | None
+    module: Callee | None
     comparison: Comparison
+
+    @property
+    def difference(self) -> float | None:
+        """The largest difference of its results, None where there were none."""
+        compared = self.module is not None or self.comparison.difference > 0
+        return self.comparison.difference if compared else None
 
 
 def unsteady(module: torch.jit.ScriptModule, sampler: Sampler) -> str:
@@ -60,24 +75,21 @@ def unbatchable(module: torch.jit.ScriptModule, sampler: Sampler, batch: int) ->
 def try_variants(
     module: torch.jit.ScriptModule, sampler: Sampler, sizes: Sequence[int]
 ) -> Iterator[Tried]:
-    """Each variant, the plain one first, compared with that on random inputs of each batch size,
-    which warms it up as well."""
-    for variant in VARIANTS:
+    """Each variant of a module, the plain one first, compared with that on random inputs of each
+    batch size, which warms it up as well."""
+    for variant in MODULES:
         try:
             made = as_variant(module, variant)
-            found = _compared(module, made, sampler, sizes) if variant != PLAIN else Comparison()
+            found = compared(module, made, sampler, sizes) if variant != PLAIN else Comparison()
         except Exception as error:  # noqa: BLE001 - torch raises several kinds
             yield Tried(variant, None, Comparison(complaint(error)))
         else:
             yield Tried(variant, made, found)
 
 
-def _compared(
-    plain: torch.jit.ScriptModule,
-    made: torch.jit.ScriptModule,
-    sampler: Sampler,
-    sizes: Sequence[int],
-) -> Comparison:
+def compared(plain: Callee, made: Callee, sampler: Sampler, sizes: Sequence[int]) -> Comparison:
+    """How the results of what was made of a module differ from its own, for random inputs of each
+    batch size. Raises what either raises."""
     largest = 0.0
     for size in sizes:
         for seed in _SEEDS if size == sizes[0] else _SEEDS[:2]:
@@ -88,6 +100,6 @@ def _compared(
     return Comparison("", largest)
 
 
-def _call(module: torch.jit.ScriptModule, sampler: Sampler, batch: int, seed: int) -> Any:
+def _call(module: Callee, sampler: Sampler, batch: int, seed: int) -> Any:
     """A result for inputs made anew, since a model may write into those it is given."""
     return module.forward(*sampler.arguments(batch, seed))

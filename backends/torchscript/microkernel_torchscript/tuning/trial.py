@@ -6,12 +6,13 @@ from typing import Any, Final
 PLAIN: Final = "scripted"
 FROZEN: Final = "frozen"
 OPTIMIZED: Final = "optimize_for_inference"
-VARIANTS: Final = (PLAIN, FROZEN, OPTIMIZED)
+AOTI: Final = "AOTInductor"
+MODULES: Final = (PLAIN, FROZEN, OPTIMIZED)
 """How a TorchScript module can run: as it was saved, with its weights as constants, and with its
 layers fused and laid out for the processor as well."""
 
-AOTI: Final = "AOTInductor"
-NO_AOTI: Final = "TorchScript cannot be exported; export the Python module instead"
+VARIANTS: Final = (*MODULES, AOTI)
+"""The same, and what it becomes when it is exported and compiled to machine code."""
 
 _LONGEST = 300
 

@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,15 +19,22 @@ from microkernel_torchscript.outputs import plan_outputs
 from microkernel_torchscript.script.files import load_module, model_file
 from microkernel_torchscript.signature import signature_of
 from microkernel_torchscript.tuning import grid
+from microkernel_torchscript.tuning.answering import Say
 from microkernel_torchscript.tuning.closeness import TOLERANCE
-from microkernel_torchscript.tuning.deciding import Decision, best_variant, decide, unchanged
+from microkernel_torchscript.tuning.compiled.trying import Workpiece, try_compiled
+from microkernel_torchscript.tuning.deciding import (
+    Decision,
+    best_module,
+    best_variant,
+    decide,
+    unchanged,
+)
 from microkernel_torchscript.tuning.measuring import Runner, measure
 from microkernel_torchscript.tuning.record import Measured
 from microkernel_torchscript.tuning.samples import NoSample, Sampler, find_sampler
 from microkernel_torchscript.tuning.subject import Tried, try_variants, unbatchable, unsteady
 from microkernel_torchscript.tuning.trial import (
     AOTI,
-    NO_AOTI,
     PLAIN,
     VARIANTS,
     Candidate,
@@ -35,18 +42,19 @@ from microkernel_torchscript.tuning.trial import (
     Row,
 )
 
-Say = Callable[[str], None]
 
-
-def tune(config: ModelConfig, files: Path, seconds: float, say: Say) -> Measured:
+def tune(
+    config: ModelConfig, files: Path, seconds: float, say: Say, folder: Path | None = None
+) -> Measured:
     """Measure a model of a complete configuration for about so many seconds; `say` hears what is
-    going on. Changes the settings of torch in this process.
+    going on. Given a `folder` the model is compiled there as well, which takes its time, where that
+    may pay. Changes the settings of torch in this process.
 
     Raises what loading the model raises. A model that cannot be measured stays as it is, and the
     decision's reason says why.
     """
     began = time.monotonic()
-    found = _Tuning(config, files, began + seconds, say).run()
+    found = _Tuning(config, files, seconds, say, folder).run()
     return replace(found, tolerance=TOLERANCE, seconds=round(time.monotonic() - began, 1))
 
 
@@ -65,8 +73,11 @@ class _Unmeasurable(Exception):
 
 
 class _Tuning:
-    def __init__(self, config: ModelConfig, files: Path, deadline: float, say: Say) -> None:
-        self._config, self._deadline, self._say = config, deadline, say
+    def __init__(
+        self, config: ModelConfig, files: Path, seconds: float, say: Say, folder: Path | None
+    ) -> None:
+        self._config, self._seconds, self._say = config, seconds, say
+        self._deadline = time.monotonic() + seconds
         self._options: Options = (
             module_options(config) if config.runtime == RUNTIME else parse_options(config)
         )
@@ -77,6 +88,7 @@ class _Tuning:
             self._module = load_module(config.name, path, device="cpu")
         self._plan: InputPlan = plan_inputs(config, signature_of(self._module))
         plan_outputs(config)
+        self._piece = Workpiece(config, files, self._module, self._plan, folder)
 
     def run(self) -> Measured:
         try:
@@ -87,6 +99,7 @@ class _Tuning:
                 tried = self._tried(subject)
         except _Unmeasurable as reason:
             return Measured(unchanged(self._cores, str(reason)))
+        tried = [*tried, self._compiled(subject)]
         rows = self._variants(subject, tried)
         variant = best_variant(rows)
         arranged, left_out = self._arranged(subject, tried, rows, variant)
@@ -95,9 +108,8 @@ class _Tuning:
         # from, since other programs may have run between the two times.
         shown_already = {row.candidate for row in rows}
         table = [*rows, *(row for row in arranged if row.candidate not in shown_already)]
-        shown = tuple(_judged(row, decision) for row in table)
-        aoti = Row(Candidate(AOTI), note=NO_AOTI)
-        return Measured(decision, (*shown, aoti), (*subject.left_out, *left_out))
+        shown = tuple(_judged(row, decision, variant) for row in table)
+        return Measured(decision, shown, (*subject.left_out, *left_out))
 
     def _subject(self) -> _Subject:
         config, module = self._config, self._module
@@ -149,6 +161,13 @@ class _Tuning:
         self._say("comparing the results of the variants")
         return list(try_variants(subject.module, subject.sampler, subject.sizes))
 
+    def _compiled(self, subject: _Subject) -> Tried:
+        """The compiled model; the time that this takes is none of that for measuring."""
+        began = time.monotonic()
+        found = try_compiled(self._piece, subject.sizes, self._seconds, self._say)
+        self._deadline += time.monotonic() - began
+        return found
+
     def _variants(self, subject: _Subject, tried: Sequence[Tried]) -> list[Row]:
         """A row for each variant and batch size, of one instance with one thread."""
         usable = [one for one in tried if not one.comparison.fault]
@@ -158,7 +177,7 @@ class _Tuning:
         figures = self._measure(subject, tried, candidates, half)
         rows = [_row(candidate, figures, tried) for candidate in candidates]
         refused = [
-            Row(Candidate(one.variant), None, one.comparison.difference, False, note)
+            Row(Candidate(one.variant), None, one.difference, False, note)
             for one in tried
             if (note := one.comparison.fault)
         ]
@@ -170,13 +189,13 @@ class _Tuning:
         """Rows of the best variant in different numbers of instances and threads, and what there
         was no time for."""
         self._say(f"measuring instances and threads of '{variant}'")
-        measured = [row for row in rows if row.candidate.variant == variant]
-        calls = {
-            row.candidate.batch: row.figures.latency_ms / 1e3
-            for row in measured
-            if row.figures is not None
-        }
-        wanted = list(grid.arranged(variant, self._cores, subject.sizes, PLAIN))
+        instead = best_module(rows) if variant == AOTI else ""
+        calls: dict[int, float] = {}
+        for row in rows:
+            if row.candidate.variant in (variant, instead) and row.figures is not None:
+                longest = max(calls.get(row.candidate.batch, 0.0), row.figures.latency_ms / 1e3)
+                calls[row.candidate.batch] = longest
+        wanted = list(grid.arranged(variant, self._cores, subject.sizes, PLAIN, instead))
         left = self._deadline - time.monotonic()
         kept, late = grid.affordable_candidates(wanted, calls, left)
         figures = self._measure(subject, tried, kept, self._deadline)
@@ -201,18 +220,21 @@ class _Tuning:
 
 def _row(candidate: Candidate, figures: Mapping[Candidate, Figures], tried: Sequence[Tried]) -> Row:
     own = next(one for one in tried if one.variant == candidate.variant)
-    return Row(candidate, figures.get(candidate), own.comparison.difference)
+    return Row(candidate, figures.get(candidate), own.difference)
 
 
-def _judged(row: Row, decision: Decision) -> Row:
-    """The row with what became of it."""
+def _judged(row: Row, decision: Decision, best: str) -> Row:
+    """The row with what became of it; `best` is the variant that takes the least processor time."""
     if row.note:
         return row
     if row.figures is None:
         return replace(row, note="no time")
     choice = decision.choice
-    left = row.candidate.variant not in (choice.variant, PLAIN)
-    return replace(row, accepted=row.candidate == choice, note="no clear gain" if left else "")
+    if row.candidate.variant in (choice.variant, PLAIN):
+        return replace(row, accepted=row.candidate == choice)
+    outdone = row.candidate.variant == best
+    note = "one instance serves fewer items than several" if outdone else "no clear gain"
+    return replace(row, note=note)
 
 
 def _told(candidate: Candidate) -> str:

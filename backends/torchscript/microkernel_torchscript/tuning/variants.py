@@ -5,7 +5,7 @@ import logging
 import torch
 
 from microkernel_torchscript.script.files import silenced
-from microkernel_torchscript.tuning.trial import FROZEN, PLAIN, VARIANTS
+from microkernel_torchscript.tuning.trial import FROZEN, MODULES, PLAIN
 
 logger = logging.getLogger(__name__)
 
@@ -17,7 +17,7 @@ def as_variant(module: torch.jit.ScriptModule, variant: str) -> torch.jit.Script
     """
     if variant == PLAIN:
         return module
-    if variant not in VARIANTS:
+    if variant not in MODULES:
         raise ValueError(f"no variant is called '{variant}'")
     with silenced(r"`torch\.jit\.(freeze|optimize_for_inference)`", DeprecationWarning):
         frozen: torch.jit.ScriptModule = torch.jit.freeze(module)
