@@ -6,14 +6,14 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
 from benchmarks.calm import calm_rounds
-from benchmarks.cases import EMPTY, ENCODER, HEAVY, LARGE, Case
+from benchmarks.cases import CNN, EMPTY, ENCODER, HEAVY, LARGE, Case, Network
 from benchmarks.children import ROOT, Child
 from benchmarks.load import body_size
 from benchmarks.measuring import Plan
@@ -21,9 +21,13 @@ from benchmarks.report import Check, Report
 from benchmarks.repository import add_model
 from benchmarks.serving import RunningServer
 from benchmarks.wire import write_requests
+from microkernel.host import processors
 
 STEADY = 30
 """How many requests after the first tell what is usual."""
+
+REST = 1.0
+"""Seconds for which a bare loop does nothing, as a model does between its load and a request."""
 
 QUIET = 2.0
 """Seconds for which probes are sent before a load."""
@@ -75,31 +79,63 @@ def first(models: Path, folder: Path, plan: Plan) -> Report:
     for case in cases:
         add_model(folder / "models", case, models)
         write_requests(case, folder)
-    rounds = calm_rounds(plan.large.rounds, lambda: _first_ones(folder, cases))
+    with ExitStack() as stack:
+        loops = {
+            case.model: stack.enter_context(_bare_loop(case.network, models, processors()))
+            for case in cases
+        }
+        rounds = calm_rounds(plan.large.rounds, lambda: _first_ones(folder, cases, loops))
     return Report(checks=[_first(case, [seen[case.model] for seen in rounds]) for case in cases])
 
 
-def _first_ones(folder: Path, cases: Sequence[Case]) -> dict[str, tuple[float, float]]:
-    """By model, the time of its first request, and of what is usual after that."""
-    found = {}
+def _bare_loop(network: Network, models: Path, threads: int) -> Child:
+    return Child(
+        "yardsticks", "model", network.name, str(models / f"{network.name}.pt"), f"{threads}"
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Cold:
+    """Seconds of the first request and of what is usual after that, and of the same two of a bare
+    loop that is warm, but has rested."""
+
+    first: float
+    usual: float
+    bare_first: float
+    bare_usual: float
+
+
+def _first_ones(
+    folder: Path, cases: Sequence[Case], loops: Mapping[str, Child]
+) -> dict[str, _Cold]:
+    """What each model did, in a server that has just started."""
+    served, bare = {}, {}
     with RunningServer(folder / "models") as server:
         caller = Caller(server.ports["http"])
         for case in cases:
             request = (folder / f"{case.model}.http").read_bytes()
             began, *others = [caller.ask(request) for _ in range(1 + STEADY)]
-            found[case.model] = (began, median(others))
+            served[case.model] = (began, median(others))
         caller.close()
-    return found
+    for name, loop in loops.items():
+        loop.begin("run", rows=1, warm_up=0.5, seconds=0.5)
+        usual = loop.answer()["p50"]
+        time.sleep(REST)
+        loop.begin("run", rows=1, warm_up=0.0, seconds=1e-6)  # one call
+        bare[name] = (loop.answer()["first"], usual)
+    return {name: _Cold(*served[name], *bare[name]) for name in served}
 
 
-def _first(case: Case, seen: Sequence[tuple[float, float]]) -> Check:
-    slow, steady = (median(column) * 1e3 for column in zip(*seen, strict=True))
+def _first(case: Case, seen: Sequence[_Cold]) -> Check:
+    slow, steady = median(one.first for one in seen), median(one.usual for one in seen)
+    bare = median(one.bare_first / one.bare_usual for one in seen)
     return Check(
         f"first request to {case.model} after ready, of the median",
-        median(began / usual for began, usual in seen),
+        median(one.first / one.usual for one in seen),
         "x",
         1.5,
-        note=f"{slow:.1f} ms, then {steady:.1f} ms",
+        note=f"{slow * 1e3:.1f} ms, then {steady * 1e3:.1f} ms; the first call of a warm bare loop "
+        f"after a rest, {bare:.2f} x",
     )
 
 
@@ -164,19 +200,26 @@ class _Pair:
 
 
 def beside(models: Path, folder: Path, plan: Plan) -> Report:
-    """Two encoders with a thread each: alone, then at once, and two bare loops likewise."""
+    """Two models with a thread each: alone, then at once, and two bare loops likewise."""
+    report = Report()
+    for network in (ENCODER, CNN):
+        report.add(_pair(network, models, folder / f"two_{network.name}", plan))
+    return report
+
+
+def _pair(network: Network, models: Path, folder: Path, plan: Plan) -> Report:
+    folder.mkdir()
     for name in PAIR:
-        case = Case(name, ENCODER, parameters={"INTRA_OP_THREAD_COUNT": "1"})
+        case = Case(name, network, parameters={"INTRA_OP_THREAD_COUNT": "1"})
         add_model(folder / "models", case, models)
         write_requests(case, folder)
     with ExitStack() as stack:
         server = stack.enter_context(RunningServer(folder / "models"))
         loads = [stack.enter_context(Child("load")) for _ in PAIR]
-        words = ("model", ENCODER.name, str(models / f"{ENCODER.name}.pt"), "1")
-        loops = [stack.enter_context(Child("yardsticks", *words)) for _ in PAIR]
+        loops = [stack.enter_context(_bare_loop(network, models, 1)) for _ in PAIR]
         one = _Beside(server, folder, loads, loops, plan)
         rounds = calm_rounds(plan.large.rounds, one.round)
-    return Report(checks=_beside_checks(rounds))
+    return Report(checks=_beside_checks(network.name, rounds))
 
 
 class _Beside:
@@ -224,19 +267,19 @@ class _Beside:
         return median(s["rate"] for s in seen), spent / sum(s["total"] for s in seen)
 
 
-def _beside_checks(rounds: Sequence[_Pair]) -> list[Check]:
+def _beside_checks(model: str, rounds: Sequence[_Pair]) -> list[Check]:
     bare = median(100 * (1 - r.bare_together / r.bare_alone) for r in rounds)
     served = median(100 * (1 - r.together / r.alone) for r in rounds)
     return [
         Check(
-            "slow-down of a model with one thread by another",
+            f"slow-down of {model} with one thread by another",
             served,
             "%",
             15.0,
             note=f"two bare loops slow each other by {bare:.1f} %",
         ),
         Check(
-            "processor time per call beside another model, of that alone",
+            f"processor time per call of {model} beside another, of that alone",
             median(r.cpu_together / r.cpu_alone for r in rounds),
             "x",
             1.2,
