@@ -1,6 +1,7 @@
 """What fuzzing has found, as tests of its own."""
 
 import struct
+import tracemalloc
 from typing import Any
 
 import pytest
@@ -86,6 +87,18 @@ def test_a_number_beyond_those_of_any_enumeration_is_a_fault_of_the_configuratio
 def test_what_no_client_could_be_told_is_no_configuration(document: dict[str, Any]) -> None:
     with pytest.raises(InvalidArgument, match=r"must be (from|a number of 32 bits)"):
         config_from_json(document)
+
+
+def test_a_fault_behind_a_long_string_is_found_with_little_memory() -> None:
+    text = 'platform: "' + "n" * 100_000 + '" !'
+    tracemalloc.start()
+    try:
+        with pytest.raises(InvalidArgument, match="line 1, column 100014"):
+            parse_text(text, "here")
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 32 * len(text)
 
 
 FORGED: dict[str, tuple[int, int]] = {

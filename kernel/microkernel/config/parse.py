@@ -14,7 +14,8 @@ from microkernel.config.model import ModelConfig
 from microkernel.config.proto import config_message
 from microkernel.errors import InvalidArgument
 
-_STRINGS_AND_COMMENTS = re.compile(r""""(?:\\.|[^"\\\n])*"|'(?:\\.|[^'\\\n])*'|#[^\n]*""")
+# Nothing is given back once it has matched, for to be able to takes 130 bytes for each character.
+_STRINGS_AND_COMMENTS = re.compile(r""""(?:\\.|[^"\\\n]++)*+"|'(?:\\.|[^'\\\n]++)*+'|#[^\n]*+""")
 _FIELD = re.compile(r"[A-Za-z_]\w*(?=\s*(?:[:{<]|\Z))")
 _NAMES_A_FIELD = re.compile(r'[Ff]ield(?: named)? "|multiple "\w+" fields')
 
