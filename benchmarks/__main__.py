@@ -27,6 +27,7 @@ from benchmarks.report import Report
 from benchmarks.sharing import sharing
 from benchmarks.small import small
 from benchmarks.streams import streams
+from benchmarks.tuned import tuned
 
 TOLERATED = 0.1
 """The part of the processors that other programs may take without spoiling the figures."""
@@ -43,6 +44,7 @@ SECTIONS: Mapping[str, Section] = {
         decisions,
         small,
         large,
+        tuned,
         first,
         loading,
         beside,
