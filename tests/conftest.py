@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -43,6 +44,27 @@ def _search_path_as_it_was() -> Iterator[None]:
 def own_interpreter_state() -> Iterator[None]:
     """The same for a test: the next one gets the interpreter as it was."""
     yield from _as_it_was()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _operators_of_torch_are_kept() -> Iterator[None]:
+    """torch tells its operators from other objects by their addresses, also those that it has let
+    go of. What gets such an address counts as an operator, and a module that has it as an attribute
+    cannot be scripted."""
+    torch: Any = sys.modules.get("torch")
+    if torch is None:
+        yield
+        return
+    kept, builtins = [], torch.jit._builtins
+    register = builtins._register_builtin
+
+    def keep(operator: Any, name: str) -> None:
+        kept.append(operator)
+        register(operator, name)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(builtins, "_register_builtin", keep)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -383,9 +383,12 @@ async def test_a_client_that_never_reads_is_waited_for(
     call = channel.stream_stream(STREAM)()
     await call.write(ask("plain", {}))
     endless = await asyncio.wait_for(started.get(), 20)
+    before = -1
     async with grpc.aio.insecure_channel(f"127.0.0.1:{grpc_port}") as other:
-        for _ in range(100):  # in which a stream without a brake sends hundreds of responses
-            await other.unary_unary(f"/{SERVICES[0]}/ServerLive")(b"")
-    assert 0 < endless.taken < 100
+        while not 0 < endless.taken == before:  # until it has stopped, which it does early
+            before = endless.taken
+            assert before < 1000
+            for _ in range(100):  # in which a stream without a brake sends hundreds of responses
+                await other.unary_unary(f"/{SERVICES[0]}/ServerLive")(b"")
     call.cancel()
     await asyncio.wait_for(abandoned.wait(), 20)
