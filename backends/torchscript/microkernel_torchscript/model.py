@@ -25,6 +25,7 @@ from microkernel_torchscript.gpu.faults import device_failure
 from microkernel_torchscript.inputs import InputPlan
 from microkernel_torchscript.options import Options
 from microkernel_torchscript.outputs import OutputPlan
+from microkernel_torchscript.resting import Helpers, spread
 from microkernel_torchscript.source import COLD, Forward, Source, Warm, Warmth
 from microkernel_torchscript.warming import NoWarmUp, WarmUp, report
 
@@ -48,7 +49,9 @@ class PyTorchModel(Model):
         nobody will ask it anything."""
         device = device_of(self._name, placement)
         lane = lane_of(device)
-        set_threads(self._options.intra_op_threads or max(1, placement.threads))
+        threads = self._options.intra_op_threads or max(1, placement.threads)
+        set_threads(threads)
+        helpers = Helpers()  # setting their number starts a thread that helps nobody here
         wanted = self._options.warmup and not placement.passive
         with contextlib.ExitStack() as modes:
             enter_modes(modes, self._options)
@@ -58,7 +61,10 @@ class PyTorchModel(Model):
                 warm = OnLane(warm, lane)
             ready = self._source.prepare(placement, device, warm)
             self._report(ready.warmth)
-            forward = ready.forward if lane is None else lane.bound(ready.forward)
+            if lane is None:
+                forward = spread(ready.forward, helpers, threads)
+            else:
+                forward = lane.bound(ready.forward)
             if not ready.warmth.is_warm:
                 forward = FirstCalls(forward, self._options)
             clean = self._options.cache_cleaning and lane is not None
