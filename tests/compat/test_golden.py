@@ -36,9 +36,14 @@ def recorded() -> list[dict[str, Any]]:
     return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
 
 
+GONE = {"state": "UNAVAILABLE", "reason": "unloaded"}
+
+
 def steady(value: Any) -> Any:
-    """A document without what differs from run to run."""
+    """A document without what differs from run to run. How soon a model is gone does, too."""
     if isinstance(value, dict):
+        if value.get("state") == "UNLOADING":
+            value = {**value, **GONE}
         return {key: steady(v) for key, v in sorted(value.items()) if key not in VOLATILE}
     return [steady(v) for v in value] if isinstance(value, list) else value
 

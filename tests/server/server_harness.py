@@ -199,11 +199,14 @@ class Running:
     def unload(self, model: str) -> None:
         """Have a model unloaded, and wait until nothing of it is left."""
         assert self.post(f"/v2/repository/models/{model}/unload").status == 200
-        self.until(lambda: not self._unloading(model))
+        self.until_unloaded()
 
-    def _unloading(self, model: str) -> bool:
-        lines = self.post("/v2/repository/index").json
-        return any(e["name"] == model and e.get("state") == "UNLOADING" for e in lines)
+    def until_unloaded(self) -> None:
+        """Wait until nothing is left of what was unloaded or replaced."""
+        self.until(lambda: not self._unloading())
+
+    def _unloading(self) -> bool:
+        return any(e.get("state") == "UNLOADING" for e in self.post("/v2/repository/index").json)
 
     def signal(self, number: signal.Signals) -> None:
         """Send a signal to the server."""
