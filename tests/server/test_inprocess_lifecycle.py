@@ -202,6 +202,7 @@ def test_a_start_that_fails_leaves_nothing(
         server.ready()
 
 
+@pytest.mark.slow
 def test_a_start_that_takes_too_long(repository: Path) -> None:
     before = children()
     gate = Gate(repository / "gated" / "start")

@@ -96,15 +96,17 @@ def test_a_python_model_that_never_initialises(start_server: Start, tmp_path: Pa
     gate.open(descriptor)
 
     # A load that fails leaves what served before.
+    limit = parameters(LOAD_TIMEOUT_SECS="1")
     write_python_model(repository, "neighbour", TENSORS + limit, ENDLESS)
     other = Gate(repository / "neighbour" / "gate")
     answer = server.post("/v2/repository/models/neighbour/load")
-    assert LATE.format(5) in answer.error
+    assert LATE.format(1) in answer.error
     other.path.unlink()
     assert workers(server) == before
     assert server.infer("neighbour", X).json["outputs"][0]["data"] == [1, 2]
 
 
+@pytest.mark.slow
 def test_a_script_that_loops_on_made_up_inputs(start_server: Start, tmp_path: Path) -> None:
     repository = tmp_path / "models"
     write_python_model(repository, "neighbour", TENSORS, ECHO)

@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 from server_harness import Running, write_python_model
 
 INTEGER = "data_type: TYPE_INT32 dims: [ 1 ]"
@@ -44,6 +45,7 @@ def seven(server: Running) -> object:
     return found.json["outputs"][0]["data"][0] if found.status == 200 else found.error
 
 
+@pytest.mark.slow
 def test_an_ensemble_follows_its_model(
     tmp_path: Path, start_server: Callable[..., Running]
 ) -> None:

@@ -171,6 +171,7 @@ def test_a_callers_trace_goes_on_in_the_server(
     assert events["InferRequest"][-1] == "HTTP_SEND_END"
 
 
+@pytest.mark.slow
 def test_a_collector_that_is_gone_does_not_keep_the_server(
     repository: Path, start_server: Start, collector: Collector
 ) -> None:
