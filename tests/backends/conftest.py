@@ -1,6 +1,7 @@
 """What every test of a backend starts from: a batch, laid out in memory as the kernel lays it."""
 
 import sys
+import tempfile
 import textwrap
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -231,3 +232,22 @@ def start(tmp_path: Path) -> Iterator[Start]:
         for thread in model_module().THREADS:
             thread.join(LIMIT)
         made[0].close()
+
+
+@pytest.fixture
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Records of tuning go nowhere but to the folder of the test, and nobody else is waited for."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # where who measures waits for others
+
+
+@pytest.fixture
+def saved_net(save_module: Callable[..., Path], tmp_path: Path) -> Callable[[Any], Path]:
+    """`saved_net(module)`: the version directory of a model 'net'."""
+
+    def save(module: Any) -> Path:
+        files = tmp_path / "models" / "net" / "1"
+        files.mkdir(parents=True)
+        return save_module(module, files)
+
+    return save

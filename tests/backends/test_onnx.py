@@ -1,6 +1,5 @@
 """The ONNX backend on real models: made here, and one that people use."""
 
-import importlib.util
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -16,6 +15,7 @@ pytest.importorskip("onnx", reason="needs the package 'onnx' to make models")
 import onnx
 import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
+from packaged import packaged
 
 from microkernel import (
     Batch,
@@ -377,12 +377,7 @@ sys.exit(os.waitstatus_to_exitcode(status))
 
 
 def magika() -> Path:
-    package = importlib.util.find_spec("magika")
-    folders = list(package.submodule_search_locations or ()) if package else []
-    found = [path for folder in folders for path in Path(folder).glob("models/*/model.onnx")]
-    if not found:
-        pytest.skip("needs the package 'magika', whose model it serves")
-    return found[0]
+    return packaged("magika", "models/*/model.onnx")
 
 
 def test_magika_is_served_with_no_configuration(

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -42,6 +41,8 @@ Lines = Callable[[int], list[str]]
 
 FOUND = Measured(Decision(Candidate(OPTIMIZED, 1, 1, 4), "it is faster", 1.5, 2.0, 1e-7))
 
+pytestmark = pytest.mark.usefixtures("own_cache")
+
 
 class Net(nn.Module):
     def __init__(self) -> None:
@@ -66,19 +67,10 @@ def config(autotune: str = "load", **parameters: str) -> ModelConfig:
     )
 
 
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    # Where who measures waits for whoever else does.
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-
-
 @pytest.fixture
-def files(save_module: Save, tmp_path: Path) -> Path:
+def files(saved_net: Callable[[nn.Module], Path]) -> Path:
     """A version directory of a model 'net'."""
-    folder = tmp_path / "models" / "net" / "1"
-    folder.mkdir(parents=True)
-    return save_module(Net(), folder)
+    return saved_net(Net())
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from tuning_rows import arranged, row
 
 from microkernel_torchscript.tuning import grid
 from microkernel_torchscript.tuning.deciding import (
@@ -36,14 +37,6 @@ DIGEST = "0123456789abcdef" * 4
 RECORD = Record(
     {"cores": "2"}, Measured(Decision(Candidate(AOTI, 2, 1, 8), "faster")), "now", DIGEST
 )
-
-
-def row(variant: str, cpu_ms: float, batch: int = 1, note: str = "") -> Row:
-    return Row(Candidate(variant, batch=batch), Figures(1.0, 1000 / cpu_ms, cpu_ms), 0.0, note=note)
-
-
-def arranged(variant: str, threads: int, instances: int, rate: float, batch: int = 1) -> Row:
-    return Row(Candidate(variant, threads, instances, batch), Figures(1.0, rate, 1.0), 0.0)
 
 
 @pytest.mark.parametrize(

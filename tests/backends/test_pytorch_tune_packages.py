@@ -4,7 +4,6 @@ where it cannot."""
 import logging
 import os
 import shutil
-import tempfile
 import warnings
 import zipfile
 from collections.abc import Callable
@@ -43,20 +42,14 @@ compiled = pytest.mark.skipif(not shutil.which("g++"), reason="needs a C++ compi
 
 
 @pytest.fixture(autouse=True)
-def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    # Where who measures waits for whoever else does.
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+def _compiling(own_cache: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TORCH_COMPILE_DISABLE", raising=False)
 
 
 @pytest.fixture
-def saved(save_module: Save, tmp_path: Path) -> Path:
+def saved(saved_net: Callable[[nn.Module], Path]) -> Path:
     """The version directory of a model 'net'."""
-
-    files = tmp_path / "models" / "net" / "1"
-    files.mkdir(parents=True)
-    return save_module(Net(), files)
+    return saved_net(Net())
 
 
 @pytest.fixture

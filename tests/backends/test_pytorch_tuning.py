@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tuning_rows import arranged, row
 
 from microkernel import DynamicBatching, ModelConfig, ModelInput, ModelParameter
 from microkernel_torchscript.tuning import grid, key, places
@@ -43,14 +44,6 @@ from microkernel_torchscript.tuning.trial import (
 )
 
 KEY = {"file": "ab", "torch": "2.13.0", "cpu": "a processor", "cores": "4", "configuration": "cd"}
-
-
-def row(variant: str, cpu_ms: float, batch: int = 1, note: str = "") -> Row:
-    return Row(Candidate(variant, batch=batch), Figures(1.0, 1000 / cpu_ms, cpu_ms), 0.0, note=note)
-
-
-def arranged(variant: str, threads: int, instances: int, rate: float, batch: int = 1) -> Row:
-    return Row(Candidate(variant, threads, instances, batch), Figures(1.0, rate, 1.0), 0.0)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from odd_deeds import stream_deed as deed
-from odd_loader import odd_loader
+from odd_loader import CONFIG, odd_loader
 from structlog.testing import capture_logs
 from waiting import until
 
@@ -34,13 +34,7 @@ Ask = Callable[..., InferRequest]
 Load = Callable[..., Awaitable[ModelVersion]]
 Row = list[int] | str
 
-CONFIG = """
-    backend: "odd"
-    max_batch_size: 8
-    input { name: "X" data_type: TYPE_INT32 dims: -1 }
-    output { name: "Y" data_type: TYPE_INT32 dims: -1 }
-    model_transaction_policy { decoupled: true }
-"""
+DECOUPLED = "model_transaction_policy { decoupled: true }\n"
 BATCHED = "dynamic_batching { preferred_batch_size: 2 max_queue_delay_microseconds: 20000000 }\n"
 
 
@@ -90,7 +84,7 @@ async def load_on(loader: Loader, tmp_path: Path) -> AsyncIterator[Load]:
     async def make(kind: str, *more: str) -> ModelVersion:
         directory = tmp_path / "odd"
         (directory / "1").mkdir(parents=True, exist_ok=True)
-        text = textwrap.dedent(CONFIG) + parameter("WORKER", kind) + "".join(more)
+        text = textwrap.dedent(CONFIG) + DECOUPLED + parameter("WORKER", kind) + "".join(more)
         (directory / "config.pbtxt").write_text(text)
         config = loader.read(directory)
         made.append(await loader.load(config, directory, 1))

@@ -8,7 +8,7 @@ from typing import Any
 
 import psutil
 import pytest
-from odd_loader import odd_loader
+from odd_loader import CONFIG, odd_loader
 from structlog.testing import capture_logs
 from waiting import until
 
@@ -31,12 +31,6 @@ Load = Callable[..., Awaitable[ModelVersion]]
 Children = Callable[[], list[psutil.Process]]
 
 PLACES = [Placement("m_0", "KIND_CPU")]
-CONFIG = """
-    backend: "odd"
-    max_batch_size: 8
-    input { name: "X" data_type: TYPE_INT32 dims: -1 }
-    output { name: "Y" data_type: TYPE_INT32 dims: -1 }
-"""
 
 
 def config(**parameters: str) -> ModelConfig:

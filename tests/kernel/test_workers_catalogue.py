@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from odd_loader import odd_loader
+from odd_loader import CONFIG, odd_loader
 from structlog.testing import capture_logs
 from waiting import until
 
@@ -29,12 +29,6 @@ from microkernel.repository.override import Override
 
 Ask = Callable[..., InferRequest]
 
-CONFIG = """
-    backend: "odd"
-    max_batch_size: 8
-    input { name: "X" data_type: TYPE_INT32 dims: -1 }
-    output { name: "Y" data_type: TYPE_INT32 dims: -1 }
-"""
 ALL_VERSIONS = "version_policy { all { } }\n"
 
 

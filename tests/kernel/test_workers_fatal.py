@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 from odd_deeds import deed, rows, stream_deed
-from odd_loader import odd_loader
+from odd_loader import CONFIG, odd_loader
 from structlog.testing import capture_logs
 from waiting import until
 
@@ -43,12 +43,6 @@ Places = Callable[..., list[Placement]]
 RunBatch = Callable[..., Awaitable[Result]]
 
 FIRE = "the device is on fire"
-CONFIG = """
-    backend: "odd"
-    max_batch_size: 8
-    input { name: "X" data_type: TYPE_INT32 dims: -1 }
-    output { name: "Y" data_type: TYPE_INT32 dims: -1 }
-"""
 DECOUPLED = "model_transaction_policy { decoupled: true }\n"
 KINDS = pytest.mark.parametrize("kind", ["process", "thread"])
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from odd_deeds import deed
-from odd_loader import odd_loader
+from odd_loader import CONFIG, odd_loader
 from structlog.testing import capture_logs
 from waiting import until
 
@@ -44,12 +44,6 @@ Ask = Callable[..., InferRequest]
 Load = Callable[..., Awaitable[ModelVersion]]
 
 MIB = 1 << 20
-CONFIG = """
-    backend: "odd"
-    max_batch_size: 8
-    input { name: "X" data_type: TYPE_INT32 dims: -1 }
-    output { name: "Y" data_type: TYPE_INT32 dims: -1 }
-"""
 linux = pytest.mark.skipif(sys.platform != "linux", reason="the limits need Linux")
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 from odd_deeds import deed, rows
-from odd_loader import odd_loader
+from odd_loader import CONFIG, odd_loader
 from structlog.testing import capture_logs
 from waiting import until
 
@@ -25,13 +25,6 @@ from microkernel.models.version import ModelVersion
 Ask = Callable[..., InferRequest]
 Load = Callable[..., Awaitable[ModelVersion]]
 Children = Callable[[], list[psutil.Process]]
-
-CONFIG = """
-    backend: "odd"
-    max_batch_size: 8
-    input { name: "X" data_type: TYPE_INT32 dims: -1 }
-    output { name: "Y" data_type: TYPE_INT32 dims: -1 }
-"""
 
 
 def parameter(key: str, value: str) -> str:

@@ -12,7 +12,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Callable, Iterator, Mapping, Set
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ PAUSE = 0.03
 _TASKS = Path("/proc/self/task")
 _OWN = 0
 """How the system calls the calling thread."""
+_AS_THEY_ARE = contextlib.nullcontext()
 
 
 class Helpers:
@@ -76,22 +77,11 @@ class Spread:
 
     def __call__(self, *arguments: Any) -> Any:
         """What the callable returns; raises what it raises."""
-        if self._clock() - self._last < PAUSE:
-            try:
-                return self._forward(*arguments)
-            finally:
-                self._last = self._clock()
-        allowed, here = os.sched_getaffinity(0), _processor()
-        team = self._helpers.find()
-        chosen = places(allowed, here, len(team))
-        bound = dict(zip(team, ({place} for place in chosen), strict=False))
-        if bound:
-            bound[_OWN] = {here}  # or it may move to a helper's
-        _bind(bound)
+        rested = self._clock() - self._last >= PAUSE
         try:
-            return self._forward(*arguments)
+            with _apart(self._helpers) if rested else _AS_THEY_ARE:
+                return self._forward(*arguments)
         finally:
-            _bind(dict.fromkeys(bound, allowed))
             self._last = self._clock()
 
 
@@ -101,6 +91,22 @@ def spread(forward: Callable[..., Any], helpers: Helpers, threads: int) -> Calla
     if sys.platform != "linux" or not 1 < threads == len(os.sched_getaffinity(0)):
         return forward
     return Spread(forward, helpers)
+
+
+@contextlib.contextmanager
+def _apart(helpers: Helpers) -> Iterator[None]:
+    """Keep the calling thread and its helpers on processors of their own while the block lasts."""
+    allowed, here = os.sched_getaffinity(0), _processor()
+    team = helpers.find()
+    chosen = places(allowed, here, len(team))
+    bound = dict(zip(team, ({place} for place in chosen), strict=False))
+    if bound:
+        bound[_OWN] = {here}  # or it may move to a helper's
+    _bind(bound)
+    try:
+        yield
+    finally:
+        _bind(dict.fromkeys(bound, allowed))
 
 
 def _bind(wanted: Mapping[int, Set[int]]) -> None:

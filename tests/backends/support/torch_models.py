@@ -1,13 +1,12 @@
 """Small modules, each with one trait that a test is about, and configurations; written so that
 TorchScript takes them."""
 
-import importlib.util
 import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import pytest
 import torch
+from packaged import packaged
 from torch import nn
 
 from microkernel import ModelConfig, ModelInput, ModelOutput
@@ -282,12 +281,7 @@ class Methodless(nn.Module):
 
 def silero() -> Path:
     """The file of a model of speech that people use."""
-    package = importlib.util.find_spec("silero_vad")
-    folders = list(package.submodule_search_locations or ()) if package else []
-    found = [path for folder in folders for path in Path(folder).glob("data/silero_vad.jit")]
-    if not found:
-        pytest.skip("needs the package 'silero_vad', whose model it serves")
-    return found[0]
+    return packaged("silero_vad", "data/silero_vad.jit")
 
 
 def config_of(

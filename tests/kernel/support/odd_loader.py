@@ -3,6 +3,14 @@
 from microkernel import BackendType
 from microkernel.models.loader import Loader, LoaderSettings, Offer
 
+CONFIG = """
+    backend: "odd"
+    max_batch_size: 8
+    input { name: "X" data_type: TYPE_INT32 dims: -1 }
+    output { name: "Y" data_type: TYPE_INT32 dims: -1 }
+"""
+"""Of a model that gives back what it is given."""
+
 
 def odd_loader(*, verbose: bool = False) -> Loader:
     """A loader of models of the odd backend, whose folder must be on the path, and of no other."""

@@ -64,6 +64,12 @@ def best_module(rows: Sequence[Row]) -> str:
     return max(scores, key=lambda variant: scores[variant])
 
 
+def rival(rows: Sequence[Row], variant: str) -> str:
+    """The variant that the best one competes with for several instances: the best module with
+    machine code, which serves in one only, and "" with a module."""
+    return best_module(rows) if variant == AOTI else ""
+
+
 def _accepted(rows: Sequence[Row]) -> list[Row]:
     refused = {row.candidate.variant for row in rows if row.note}
     return [row for row in rows if row.candidate.variant not in refused]
@@ -124,8 +130,7 @@ def decide(variants: Sequence[Row], arranged: Sequence[Row], variant: str, cores
     had = share(arranged)
     choice = Candidate(variant, threads=cores)
     if had >= QUIET:
-        instead = best_module(variants) if variant == AOTI else ""
-        choice = best_arrangement(arranged, variant, cores, instead)
+        choice = best_arrangement(arranged, variant, cores, rival(variants, variant))
         variant = choice.variant
     gains = cpu_gains([r for r in variants if r.candidate.batch == choice.batch], variant)
     gains = gains or cpu_gains(variants, variant)

@@ -24,9 +24,9 @@ from microkernel_torchscript.tuning.closeness import TOLERANCE
 from microkernel_torchscript.tuning.compiled.trying import Workpiece, try_compiled
 from microkernel_torchscript.tuning.deciding import (
     Decision,
-    best_module,
     best_variant,
     decide,
+    rival,
     unchanged,
 )
 from microkernel_torchscript.tuning.measuring import Runner, measure
@@ -34,7 +34,6 @@ from microkernel_torchscript.tuning.record import Measured
 from microkernel_torchscript.tuning.samples import NoSample, Sampler, find_sampler
 from microkernel_torchscript.tuning.subject import Tried, try_variants, unbatchable, unsteady
 from microkernel_torchscript.tuning.trial import (
-    AOTI,
     PLAIN,
     VARIANTS,
     Candidate,
@@ -189,7 +188,7 @@ class _Tuning:
         """Rows of the best variant in different numbers of instances and threads, and what there
         was no time for."""
         self._say(f"measuring instances and threads of '{variant}'")
-        instead = best_module(rows) if variant == AOTI else ""
+        instead = rival(rows, variant)
         calls: dict[int, float] = {}
         for row in rows:
             if row.candidate.variant in (variant, instead) and row.figures is not None:
