@@ -48,7 +48,7 @@ from microkernel_torchscript.tuning.trial import (
     Row,
 )
 
-Save = Callable[..., Path]
+Saved = Callable[[nn.Module], Path]
 Lines = Callable[[], list[str]]
 Change = dict[str, Any]
 
@@ -121,22 +121,12 @@ class Turning(nn.Module):
         return x
 
 
+pytestmark = pytest.mark.usefixtures("own_cache")
+
+
 @pytest.fixture(autouse=True)
-def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+def _compiling(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TORCH_COMPILE_DISABLE", raising=False)
-
-
-@pytest.fixture
-def saved(save_module: Save, tmp_path: Path) -> Callable[[nn.Module], Path]:
-    """`saved(module)`: the version directory of a model 'net'."""
-
-    def save(module: nn.Module) -> Path:
-        files = tmp_path / "models" / "net" / "1"
-        files.mkdir(parents=True)
-        return save_module(module, files)
-
-    return save
 
 
 def loaded(files: Path) -> torch.jit.ScriptModule:
@@ -178,9 +168,9 @@ def instances(count: int, **more: Any) -> Change:
     ],
 )
 def test_a_model_whose_sizes_are_all_known_may_be_compiled(
-    change: Change, saved: Callable[[nn.Module], Path]
+    change: Change, saved_net: Saved
 ) -> None:
-    assert reason(saved(Net()), replace(CONFIG, **change)) == ""
+    assert reason(saved_net(Net()), replace(CONFIG, **change)) == ""
 
 
 @pytest.mark.parametrize(
@@ -201,14 +191,14 @@ def test_a_model_whose_sizes_are_all_known_may_be_compiled(
     ],
 )
 def test_what_a_configuration_must_not_leave_open(
-    change: Change, told: str, saved: Callable[[nn.Module], Path]
+    change: Change, told: str, saved_net: Saved
 ) -> None:
-    assert told in reason(saved(Net()), replace(CONFIG, **change))
+    assert told in reason(saved_net(Net()), replace(CONFIG, **change))
 
 
-def test_a_batch_input_is_not_compiled_for(saved: Callable[[nn.Module], Path]) -> None:
+def test_a_batch_input_is_not_compiled_for(saved_net: Saved) -> None:
     made = BatchInput(target_name=("mask",), data_type="TYPE_FP32", source_input=("x",))
-    files = saved(Masked())
+    files = saved_net(Masked())
     assert "arguments differ" in reason(files, replace(CONFIG, batch_input=(made,)))
 
 
@@ -233,13 +223,13 @@ def test_a_batch_input_is_not_compiled_for(saved: Callable[[nn.Module], Path]) -
     ],
 )
 def test_what_a_module_must_not_take_or_return(
-    module: nn.Module, change: Change, told: str, saved: Callable[[nn.Module], Path]
+    module: nn.Module, change: Change, told: str, saved_net: Saved
 ) -> None:
-    assert told in reason(saved(module), replace(CONFIG, **change))
+    assert told in reason(saved_net(module), replace(CONFIG, **change))
 
 
-def test_it_takes_time_and_batches_to_compare(saved: Callable[[nn.Module], Path]) -> None:
-    files = saved(Net())
+def test_it_takes_time_and_batches_to_compare(saved_net: Saved) -> None:
+    files = saved_net(Net())
     assert "compiling takes too long for 5 s of measuring; give 20" in reason(
         files, CONFIG, seconds=5.0
     )
@@ -258,9 +248,9 @@ def test_it_takes_time_and_batches_to_compare(saved: Callable[[nn.Module], Path]
     ],
 )
 def test_what_is_returned_is_told_by_the_signature(
-    module: nn.Module, form: Form, saved: Callable[[nn.Module], Path]
+    module: nn.Module, form: Form, saved_net: Saved
 ) -> None:
-    assert form_of(loaded(saved(module))) == form
+    assert form_of(loaded(saved_net(module))) == form
 
 
 @pytest.mark.parametrize(
@@ -314,9 +304,9 @@ def test_the_table_says_why_it_was_not_chosen(variant: str, best: str, note: str
 
 @pytest.mark.parametrize("module", [Sized(), Turning()])
 def test_code_that_depends_on_the_size_of_a_batch_is_refused(
-    module: nn.Module, saved: Callable[[nn.Module], Path], tmp_path: Path
+    module: nn.Module, saved_net: Saved, tmp_path: Path
 ) -> None:
-    made = loaded(saved(module))
+    made = loaded(saved_net(module))
     with torch.no_grad():
         sampler = find_sampler(CONFIG, plan_inputs(CONFIG, signature_of(made)), made.forward)
         with pytest.raises(Exception, match=r"it cannot be exported: .+"):
@@ -325,10 +315,10 @@ def test_code_that_depends_on_the_size_of_a_batch_is_refused(
 
 
 def test_a_torch_without_the_converter_is_a_reason(
-    saved: Callable[[nn.Module], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    saved_net: Saved, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "torch._export.converter", None)
-    made = loaded(saved(Net()))
+    made = loaded(saved_net(Net()))
     with torch.no_grad():
         sampler = find_sampler(CONFIG, plan_inputs(CONFIG, signature_of(made)), made.forward)
         with pytest.raises(Exception, match=r"it cannot be exported: .*_export\.converter"):
@@ -406,9 +396,9 @@ def test_a_folder_nobody_waits_for_any_more_is_removed(
 
 
 @pytest.fixture
-def piece(saved: Callable[[nn.Module], Path], tmp_path: Path) -> Workpiece:
+def piece(saved_net: Saved, tmp_path: Path) -> Workpiece:
     """A model that may be compiled."""
-    files = saved(Net())
+    files = saved_net(Net())
     module = loaded(files)
     return Workpiece(CONFIG, files, module, plan_inputs(CONFIG, signature_of(module)), tmp_path)
 

@@ -123,8 +123,14 @@ def _fuzz_apart(name: str, seconds: float, findings: Path) -> Outcome:
             output, ending = late.stdout or b"", "did not end"
     text = output.decode(errors="replace")
     found = {p for p in findings.iterdir() if p.name.startswith(f"{name}-")} - before
-    story = f"{text}\n{name}: {ending}\n{_shown(found)}" if ending else ""
+    story = f"{name}: {ending}\n{_shown(found)}\n{_told(text)}" if ending else ""
     return Outcome(name, _executions(text), story)
+
+
+def _told(output: str) -> str:
+    """What a fuzzer said, less a line for each module that it follows."""
+    lines = output.splitlines(keepends=True)
+    return "".join(line for line in lines if not line.startswith("INFO: Instrumenting"))
 
 
 def _shown(found: Iterable[Path]) -> str:
