@@ -11,10 +11,11 @@ from fuzz_mutations import LONGEST, mutate_bytes
 
 Mutate: TypeAlias = Callable[[bytes, Random], bytes]
 
-PER_BYTE = 96
-"""How many bytes of memory a byte of input may take: `[]`, and the comma after it, is an empty list
-of 56 bytes, its place in another list and in a flat one, and an error that quotes it."""
-FIXED = 256 << 10
+PER_BYTE = 256
+"""How many bytes of memory a byte of input may take. `[]`, and the comma after it, is an empty list
+of 56 bytes, its place in another list and in a flat one, and an error that quotes it: 96. The rest
+is room: what is looked for takes memory that is not in proportion at all."""
+FIXED = 512 << 10
 """How much memory any input may take, however small: caches that fill, chunks of zlib."""
 
 

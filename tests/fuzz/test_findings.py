@@ -63,10 +63,26 @@ def test_a_file_of_a_load_request_has_no_null_byte_in_its_path(path: str) -> Non
 
 
 @pytest.mark.timeout(20)
-def test_a_file_of_a_load_request_has_no_endless_path() -> None:
-    with pytest.raises(InvalidArgument, match="its path has 2000000 characters, the most is 1024"):
-        Unpacked("m", {"a/" * 1_000_000: b""})
-    Unpacked("m", {"a/" * 400 + "b": b""}).close()
+@pytest.mark.parametrize(
+    ("path", "told"),
+    [
+        ("a" * 2_000_000, "its path has 2000000 characters in 1 parts"),
+        ("a/" * 1_000_000, "its path has 2000000 characters in 1000001 parts"),
+        ("a/" * 32 + "b", "its path has 65 characters in 33 parts, the most are 1024 in 32"),
+    ],
+)
+def test_a_file_of_a_load_request_has_no_endless_path(path: str, told: str) -> None:
+    with pytest.raises(InvalidArgument, match=told):
+        Unpacked("m", {path: b""})
+
+
+def test_a_file_of_a_load_request_may_lie_deep_and_have_a_long_path() -> None:
+    path = "/".join(("b" * 30,) * 32)
+    unpacked = Unpacked("m", {path: b"x"})
+    try:
+        assert (unpacked.directory / path).read_bytes() == b"x"
+    finally:
+        unpacked.close()
 
 
 def test_a_number_beyond_those_of_any_enumeration_is_a_fault_of_the_configuration() -> None:

@@ -14,6 +14,8 @@ LARGEST_CONFIG = 1 << 20
 looked at by every client that asks for it, takes many times the room."""
 LONGEST_PATH = 1024
 """The most characters of a file's path below its model's directory."""
+DEEPEST_PATH = 32
+"""The most parts of such a path."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,10 +62,13 @@ class Unpacked:
             raise
 
     def _write(self, path: str, content: bytes) -> None:
-        if len(path) > LONGEST_PATH:  # to resolve it takes a time that is quadratic in its length
+        # To resolve it takes a time that is quadratic in its length, to make its directories memory
+        # that is so in their number.
+        parts = path.count("/") + 1
+        if len(path) > LONGEST_PATH or parts > DEEPEST_PATH:
             raise InvalidArgument(
                 f"file override '{path[:64]}...' cannot be written: its path has {len(path)} "
-                f"characters, the most is {LONGEST_PATH}"
+                f"characters in {parts} parts, the most are {LONGEST_PATH} in {DEEPEST_PATH}"
             )
         if "\0" in path:
             raise InvalidArgument(f"file override {path!r} cannot be written: it holds a null byte")
