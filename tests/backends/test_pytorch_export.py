@@ -15,7 +15,7 @@ from click.testing import CliRunner, Result
 pytest.importorskip("torch", reason="needs the extra 'torchscript'")
 
 import torch
-from export_zoo import Net
+from export_zoo import Counting, Net
 
 from microkernel import (
     Batch,
@@ -30,6 +30,9 @@ from microkernel import (
 from microkernel_torchscript.backend import PyTorchBackend
 from microkernel_torchscript.describing import EXTRA, read_description
 from microkernel_torchscript.exporting.command import export
+from microkernel_torchscript.exporting.specs import Wish, input_spec
+from microkernel_torchscript.exporting.writing import export_module
+from microkernel_torchscript.script.files import load_module
 
 MakeBatch = Callable[..., Batch]
 OutputOf = Callable[..., Any]
@@ -186,6 +189,37 @@ def test_a_trace_takes_what_cannot_be_scripted(run: Run, tmp_path: Path) -> None
     assert [entry.name for entry in completed(tmp_path / "m" / "1").input] == ["a", "b"]
 
 
+@pytest.mark.parametrize(
+    ("file", "form"),
+    [("model.pt", "script"), ("model.pt", "trace"), ("model.pt2", "export")],
+)
+def test_a_state_is_saved_as_it_was(run: Run, tmp_path: Path, file: str, form: str) -> None:
+    result = run("Counting", *X, f"--format={form}", file=file)
+    assert result.exception is None, result.output
+    path = tmp_path / "m" / "1" / file
+    saved = (
+        torch.export.load(path).module()
+        if file == "model.pt2"
+        else load_module("m", path, device="cpu")
+    )
+    assert dict(saved.named_buffers())["calls"].tolist() == [0]
+
+
+def test_the_module_of_a_program_keeps_its_state(tmp_path: Path) -> None:
+    module = Counting()
+    wish = Wish("script", (input_spec("x:fp32:-1,4"),))
+    export_module(module, wish, tmp_path / "counting.pt")
+    assert module.calls.tolist() == [0]
+
+
+def test_a_module_that_cannot_be_copied_is_tried_itself(
+    run: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert run("Uncopied", *X).exception is None
+    assert "cannot be copied (there is one of me)" in caplog.text
+    assert load_module("m", tmp_path / "m" / "1" / "model.pt", device="cpu").calls.item() > 0
+
+
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
 def test_a_trace_that_lost_a_branch_is_not_written(run: Run, tmp_path: Path) -> None:
     assert "a traced one must not branch" in refused(run("Branch", *X, "--format=trace"))
@@ -234,7 +268,7 @@ def test_weights_that_are_none(run: Run, tmp_path: Path) -> None:
         (("no.py:Net",), "there is no file 'no.py'"),
         (("no_such_package.x:Net",), "'no_such_package.x' cannot be imported: ModuleNotFoundError"),
         (("torch.nn:Nothing",), "'torch.nn' has no 'Nothing'"),
-        (("Nothing",), "has no 'Nothing'; its modules are Branch, Broken, Embedded, "),
+        (("Nothing",), "has no 'Nothing'; its modules are Branch, Broken, Counting, "),
         (("NUMBER",), "is neither a module nor makes one"),
         (("wrong",), "gives a str, not a torch.nn.Module"),
         (("READY", "--arg=n=1"), "is a module already, which takes no --arg"),

@@ -1,6 +1,8 @@
 """Python modules: which file, which class and which weights make the model."""
 
+import hashlib
 import logging
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -227,6 +229,67 @@ def test_weights_that_are_no_checkpoint(files: Path, content: bytes) -> None:
     write_module(files, LINEAR)
     (files / "model.pt").write_bytes(content)
     with pytest.raises(Internal, match=r"^failed to load model 'm': '.*model\.pt': \S"):
+        load(files)
+
+
+NO_WEIGHTS: dict[str, tuple[bytes, str]] = {
+    "nothing": (b"", "the file is empty"),
+    "text": (b"hello world", "this is no file of torch"),
+    "a page": (b"<html><body>404</body></html>", "this is no file of torch"),
+    "a pointer": (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
+    "safetensors": (b'\x40\0\0\0\0\0\0\0{"w": {}}', "this is a safetensors file"),
+    "a pickle": (pickle.dumps({"a": 1}), "it holds pickled Python objects"),
+    "zeros": (bytes(64), "this is no file of torch"),
+    "half an archive": (b"PK\3\4 no archive", "cut off or damaged"),
+}
+
+
+@pytest.mark.parametrize(("content", "told"), NO_WEIGHTS.values(), ids=NO_WEIGHTS.keys())
+def test_what_weights_are_instead_is_told(files: Path, content: bytes, told: str) -> None:
+    write_module(files, LINEAR)
+    (files / "model.pt").write_bytes(content)
+    with pytest.raises(Internal, match=rf"model\.pt': .*{told}"):
+        load(files)
+
+
+@pytest.mark.parametrize("mapped", [True, False])
+def test_weights_that_were_cut_off_are_called_so(files: Path, mapped: bool) -> None:
+    write_module(files, LINEAR, {f"layer.{k}": v for k, v in nn.Linear(4, 4).state_dict().items()})
+    whole = (files / "model.pt").read_bytes()
+    (files / "model.pt").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(Internal, match="the file is cut off or damaged"):
+        module_of(files, mapped=mapped)
+
+
+def test_the_weights_of_a_checkpoint_are_to_be_saved_alone(files: Path) -> None:
+    write_module(files, LINEAR, {"state_dict": nn.Linear(4, 4).state_dict(), "epoch": 3})
+    with pytest.raises(Internal, match="save the one called 'state_dict' alone"):
+        load(files)
+
+
+def test_weights_that_cannot_be_reached_are_not_left_out(files: Path) -> None:
+    write_module(files, LINEAR)
+    (files / "model.pt").symlink_to(files / "moved.pt")
+    with pytest.raises(Internal, match=r"model\.pt': it is a link to what is not there"):
+        load(files)
+    (files / "model.pt").unlink()
+    (files / "model.pt").mkdir()
+    with pytest.raises(Internal, match=r"model\.pt': it is a directory"):
+        load(files)
+
+
+def test_weights_that_a_list_of_digests_promises_are_not_left_out(files: Path) -> None:
+    write_module(files, LINEAR)
+    digest = hashlib.sha256((files / "model.py").read_bytes()).hexdigest()
+    (files / "SHA256SUMS").write_text(f"{digest}  model.py\n{'0' * 64}  model.pt\n")
+    with pytest.raises(Internal, match=r"SHA256SUMS' lists 'model\.pt', but there is no"):
+        load(files)
+
+
+def test_a_list_of_digests_that_cannot_be_reached_is_not_left_out(files: Path) -> None:
+    write_module(files, LINEAR)
+    (files / "SHA256SUMS").symlink_to(files / "elsewhere")
+    with pytest.raises(Internal, match="SHA256SUMS' is no list of digests"):
         load(files)
 
 

@@ -8,6 +8,7 @@ weight goes unnoticed. This module imports no torch.
 
 import hashlib
 import logging
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -49,6 +50,15 @@ def check_digest(model: str, path: Path) -> None:
             )
 
 
+def check_absent(model: str, path: Path) -> None:
+    """Internal where a list of digests promises a file that is not there."""
+    for sums, name in _lists(path):
+        if name in _digests(model, sums):
+            raise Internal(
+                f"failed to load model '{model}': '{sums}' lists '{name}', but there is no '{path}'"
+            )
+
+
 def parse_sums(text: str) -> dict[str, str]:
     """Digests in lower case by file name, `./` before it taken away. Empty lines and those that
     begin with `#` mean nothing. Raises ValueError, naming the line, for one of another form and for
@@ -83,7 +93,7 @@ def _lists(path: Path) -> Iterator[tuple[Path, str]]:
             (version / SUMS, path.name),
             (version.parent / SUMS, f"{version.name}/{path.name}"),
         )
-        if sums.is_file()
+        if os.path.lexists(sums)  # one that cannot be read must not go for none
     )
 
 

@@ -30,6 +30,43 @@ def fault_of(path: Path) -> str:
     return "this is no TorchScript file; write one with torch.jit.save"
 
 
+def weights_fault(path: Path) -> str:
+    """What is wrong with a file that torch does not read as a state dictionary, and what would be
+    right; "" where only torch can tell. Raises OSError."""
+    with path.open("rb") as file:
+        head = file.read(64)
+    if not head:
+        return "the file is empty; copy or save it again"
+    if head.startswith(b"PK"):
+        return _weights_archive_fault(path)
+    if head.startswith(b"version https://git-lfs"):
+        return "this is a pointer of Git LFS, not the file; fetch it with git lfs pull"
+    if head[8:9] == b"{":
+        return (
+            "this is a safetensors file; write what safetensors.torch.load_file gives with "
+            "torch.save"
+        )
+    if head[:1] == b"\x80":
+        return "it holds pickled Python objects; write module.state_dict() with torch.save"
+    return "this is no file of torch; write module.state_dict() with torch.save"
+
+
+def _weights_archive_fault(path: Path) -> str:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+            damaged = archive.testzip()
+    except (OSError, ValueError, NotImplementedError, zipfile.BadZipFile):
+        damaged = path.name
+    if damaged is not None:
+        return "the file is cut off or damaged; copy or save it again"
+    if holds_machine_code(names) or _has(names, "/archive_format"):
+        return "this is a package of torch.export; write module.state_dict() with torch.save"
+    if not _has(names, "/data.pkl"):
+        return "this is an archive of something else; write module.state_dict() with torch.save"
+    return ""
+
+
 def _archive_fault(path: Path) -> str:
     try:
         with zipfile.ZipFile(path) as archive:

@@ -143,3 +143,24 @@ def wrong() -> str:
 
 READY = Two()
 NUMBER = 3
+
+
+class Counting(nn.Module):
+    """Counts its calls."""
+
+    calls: torch.Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        return x + 1
+
+
+class Uncopied(Counting):
+    """Cannot be copied."""
+
+    def __deepcopy__(self, memo: object) -> "Uncopied":
+        raise RuntimeError("there is one of me")

@@ -66,7 +66,17 @@ def _scripted(trial: Trial, form: Format, values: Mapping[str, Any]) -> torch.ji
         if form == "script":
             made: torch.jit.ScriptModule = make.script(trial.module)
         else:
-            made = make.trace(trial.module, trial.arguments(values), strict=False)
+            made = _traced(trial, values)
+    return made
+
+
+def _traced(trial: Trial, values: Mapping[str, Any]) -> torch.jit.ScriptModule:
+    """The module as one run records it, in the state that it had before."""
+    before = {name: buffer.clone() for name, buffer in trial.module.named_buffers()}
+    trace: Any = torch.jit.trace
+    made: torch.jit.ScriptModule = trace(trial.module, trial.arguments(values), strict=False)
+    for name, buffer in made.named_buffers():
+        buffer.copy_(before.get(name, buffer))
     return made
 
 

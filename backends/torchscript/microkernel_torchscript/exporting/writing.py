@@ -1,8 +1,11 @@
 """From a module to a file that describes itself: tried, saved, compared, and only then written."""
 
+import copy
+import logging
 import shutil
 import tempfile
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torch import nn
@@ -13,6 +16,8 @@ from microkernel_torchscript.exporting.comparing import compare
 from microkernel_torchscript.exporting.saving import save
 from microkernel_torchscript.exporting.specs import Wish
 from microkernel_torchscript.exporting.trial import try_out
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,16 +33,18 @@ class Exported:
 def export_module(module: nn.Module, wish: Wish, path: Path) -> Exported:
     """Write a module to a `.pt` or `.pt2` that serves with no configuration.
 
-    The module is switched to evaluation and runs several times. Raises InvalidArgument, and writes
-    nothing, where it cannot be exported, the file gives other results than the module, or the file
-    cannot be written; a file that was there before stays then.
+    The module is switched to evaluation; copies of it run several times, so that a state which it
+    keeps is saved as it is. Raises InvalidArgument, and writes nothing, where it cannot be
+    exported, the file gives other results than the module, or the file cannot be written; a file
+    that was there before stays then.
     """
-    trial = try_out(model_name(path), module, wish)
+    tried, saved, compared = _copies(module.eval(), 3)
+    trial = try_out(model_name(path), tried, wish)
     with tempfile.TemporaryDirectory(prefix="microkernel-export-") as folder:
         made = Path(folder) / f"model{path.suffix}"
-        save(trial, wish.form, made)
+        save(replace(trial, module=saved), wish.form, made)
         write_description(made, Description(trial.config, wish.labels))
-        difference = compare(trial, made.parent)
+        difference = compare(replace(trial, module=compared), made.parent)
         _move(made, path)
     firsts = {entry.dims[0] for entry in trial.config.input}
     firsts |= {entry.dims[0] for entry in trial.config.output}
@@ -55,6 +62,19 @@ def model_name(path: Path) -> str:
     """The name of the model that a file will be served as."""
     where = path.absolute()
     return where.parent.parent.name if is_found(path) else where.stem
+
+
+def _copies(module: nn.Module, count: int) -> Sequence[nn.Module]:
+    """Copies of a module that share its parameters, which no run changes; the module itself so
+    often where it cannot be copied."""
+    shared = {id(parameter): parameter for parameter in module.parameters()}
+    try:
+        return [copy.deepcopy(module, dict(shared)) for _ in range(count)]
+    except Exception as error:  # noqa: BLE001 - a module may hold anything
+        logger.warning(
+            "the module cannot be copied (%s): what trial runs leave in it is saved", error
+        )
+        return [module] * count
 
 
 def _move(made: Path, path: Path) -> None:

@@ -1,6 +1,7 @@
 """Python modules, Triton's PyTorch 2 runtime, as the source of instances."""
 
 import logging
+import os
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -13,7 +14,7 @@ from torch import nn
 from microkernel import Internal, ModelConfig, Placement, state_outputs
 from microkernel_torchscript.compiling.parameters import parse_compile_options
 from microkernel_torchscript.compiling.policy import Compiled, compiled
-from microkernel_torchscript.digests import check_digest
+from microkernel_torchscript.digests import check_absent, check_digest
 from microkernel_torchscript.kinds import module_file
 from microkernel_torchscript.module.code import (
     construct,
@@ -41,7 +42,7 @@ class ModuleFiles:
         errors, naming the file and the line, where that fails."""
         self._name, self._path = config.name, module_file(config, files)
         self._weights_path = self._path.with_suffix(".pt")
-        self._has_weights = self._weights_path.is_file()
+        self._has_weights = os.path.lexists(self._weights_path)
         self._mapped = mapped
         self._lock = threading.Lock()
         try:
@@ -83,6 +84,7 @@ class ModuleFiles:
                 "torch.nn.Module"
             )
         if not self._has_weights:
+            check_absent(self._name, self._weights_path)
             logger.info("Model parameter file not found for '%s'", self._name)
             kind, module = _chosen(self._name, self._path, classes, None)
             return kind, module.eval()

@@ -16,6 +16,7 @@ from torch import nn
 
 from microkernel import Internal
 from microkernel_torchscript.failures import load_failure
+from microkernel_torchscript.sniffing import weights_fault
 
 Weights = Mapping[str, Any]
 """Tensors, and whatever else a module keeps, by their names in the module."""
@@ -30,10 +31,13 @@ def read_weights(name: str, path: Path, *, mapped: bool = False) -> Weights:
     Raises Internal, naming the file and what is wrong with it, for anything else; nothing in the
     file is run.
     """
+    if not path.is_file():
+        kind = "a directory" if path.is_dir() else "a link to what is not there"
+        raise _failed(name, path, f"it is {kind}, a file with a state dictionary was expected")
     try:
         found = _read(path, mapped=mapped)
     except Exception as error:  # noqa: BLE001 - torch raises several kinds for a bad file
-        raise _failed(name, path, _reason(error)) from None
+        raise _failed(name, path, _reason(path, error)) from None
     if not isinstance(found, Mapping) or not all(isinstance(key, str) for key in found):
         raise _failed(
             name,
@@ -66,10 +70,16 @@ def take_over(name: str, path: Path, module: nn.Module, weights: Weights) -> Non
     try:
         module.load_state_dict(weights, assign=in_place and not _tied(module))
     except Exception as error:  # noqa: BLE001 - a module may read its weights in its own way
-        fault = misfit(module, weights) or str(error)
+        fault = _wrapped(weights) or misfit(module, weights) or str(error)
         raise _failed(
             name, path, f"does not fit class {type(module).__name__}: it {fault}"
         ) from None
+
+
+def _wrapped(weights: Weights) -> str:
+    """What to do with a checkpoint of a training run, "" for other weights."""
+    inner = next((key for key, value in weights.items() if isinstance(value, Mapping)), "")
+    return f"holds other dictionaries; save the one called '{inner}' alone" if inner else ""
 
 
 def _read(path: Path, *, mapped: bool) -> Any:
@@ -78,7 +88,7 @@ def _read(path: Path, *, mapped: bool) -> Any:
     return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
 
 
-def _reason(error: Exception) -> str:
+def _reason(path: Path, error: Exception) -> str:
     text = str(error)
     if "TorchScript archive" in text:
         return (
@@ -90,7 +100,10 @@ def _reason(error: Exception) -> str:
             "it holds Python objects, as a whole pickled module does, which are not loaded because "
             "that would run code in the file; save module.state_dict() instead"
         )
-    return load_failure(text)
+    try:
+        return weights_fault(path) or load_failure(text)
+    except OSError as unread:
+        return f"it cannot be read: {unread.strerror}"
 
 
 def _failed(name: str, path: Path, fault: str) -> Internal:
