@@ -204,12 +204,28 @@ def test_inference_mode_whatever_the_parameter_says(ask: Callable[..., Any]) -> 
 
 # Faults of a running model
 
+UNSPEAKABLE = """
+class Unspeakable(Exception):
+    def __str__(self):
+        raise ValueError("no words")
+
+"""
+
 
 @pytest.mark.parametrize(
     ("body", "error", "text"),
     [
-        ("raise ValueError('boom')", Internal, "PyTorch execute failure: boom"),
-        ("assert False, 'never'", Internal, "never"),
+        ("raise ValueError('boom')", Internal, r"^PyTorch execute failure: ValueError: boom \("),
+        (
+            "raise RuntimeError('boom')",
+            Internal,
+            r"^PyTorch execute failure: boom \(model.py, line",
+        ),
+        ("assert False, 'never'", Internal, r"AssertionError: never \(model.py, line \d+\)$"),
+        ("return {}['label']", Internal, r"KeyError: 'label' \(model.py, line \d+\)$"),
+        ("return x @ torch.ones(3)", Internal, r"size.* \(model.py, line \d+\)$"),
+        ("raise SystemExit(4)", Internal, r"SystemExit: 4 \(model.py"),
+        ("raise Unspeakable()", Internal, r"^PyTorch execute failure: Unspeakable \(model.py"),
         ("return None", Internal, "output must be of type Tensor"),
         ("return 1.0", Internal, "output must be of type Tensor"),
         ("return [1]", Internal, "received List"),
@@ -227,7 +243,8 @@ def test_a_forward_that_fails_or_gives_something_else(
     error: type[Exception],
     text: str,
 ) -> None:
-    served = serve_module(module_config(), write_module(files, forward(body)))
+    source = UNSPEAKABLE + forward(body)
+    served = serve_module(module_config(), write_module(files, source))
     with pytest.raises(error, match=text):
         served.execute(make_batch([{"x": ROW}], batching=False))
 

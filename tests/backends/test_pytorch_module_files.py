@@ -4,6 +4,7 @@ import hashlib
 import logging
 import pickle
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ import torch
 from module_files import forward, load, module_config, write_module
 from torch import nn
 
-from microkernel import Batch, Internal, Placement, Unavailable
+from microkernel import Batch, Internal, InvalidArgument, Placement, Unavailable
+from microkernel_torchscript.backend import PyTorchBackend
 from microkernel_torchscript.module.source import ModuleSource
 
 pytestmark = pytest.mark.usefixtures("uncompiled")
@@ -99,6 +101,24 @@ def test_a_pt_file_is_torchscript(
     [outcome] = served.execute(make_batch([{"x": -ROW}], batching=False))
     assert output_of(outcome, "y").tolist() == [0, 0, 0, 0]
     assert "Loading 'm' as TorchScript" in caplog.messages
+
+
+@pytest.mark.parametrize("runtime", ["model_py", "Model.py", "torch"])
+def test_a_runtime_that_there_is_not(files: Path, runtime: str) -> None:
+    write_module(files, LINEAR)
+    config = replace(module_config(), runtime=runtime)
+    for ask_for in (PyTorchBackend().load, PyTorchBackend().complete):
+        with pytest.raises(InvalidArgument, match=f"'runtime' of model 'm' is '{runtime}'"):
+            ask_for(config, files)
+
+
+def test_the_library_of_another_server_is_torchscript(
+    files: Path, save_module: Callable[..., Path]
+) -> None:
+    files.mkdir(parents=True)
+    save_module(nn.ReLU(), files)
+    config = replace(module_config(), runtime="libtriton_pytorch.so")
+    PyTorchBackend().load(config, files).unload()
 
 
 def test_no_file_at_all(files: Path) -> None:

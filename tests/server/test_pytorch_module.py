@@ -163,7 +163,7 @@ def test_a_module_that_cannot_be_loaded_says_where(server: Running, name: str) -
 @pytest.mark.parametrize(
     ("code", "text"),
     [
-        (RAISE, "PyTorch execute failure: no such luck"),
+        (RAISE, "PyTorch execute failure: ValueError: no such luck (model.py, line "),
         (EXIT, "SystemExit: 3"),
         (NOTHING, "PyTorch execute failure: output must be of type Tensor"),
         (OTHER_TYPE, "configuration expects datatype TYPE_FP32 for output 'y'"),

@@ -10,7 +10,7 @@ from microkernel import Backend, Model, ModelConfig
 from microkernel_torchscript import Settings
 from microkernel_torchscript.exported.package import PackageSource, complete_package
 from microkernel_torchscript.exported.program import ProgramSource, complete_program
-from microkernel_torchscript.kinds import RUNTIME, Kind, kind_of, package_name
+from microkernel_torchscript.kinds import RUNTIME, Kind, check_runtime, kind_of, package_name
 from microkernel_torchscript.merging import with_description
 from microkernel_torchscript.model import PyTorchModel
 from microkernel_torchscript.module.completion import complete_module
@@ -38,6 +38,7 @@ class PyTorchBackend(Backend):
 
     def load(self, config: ModelConfig, files: Path) -> Model:
         """Load the files and check the configuration against what they tell."""
+        check_runtime(config)
         kind = kind_of(config, files)
         options = _options(config)
         _report(config, options)
@@ -54,6 +55,7 @@ class PyTorchBackend(Backend):
     def _completed(self, config: ModelConfig, files: Path) -> ModelConfig:
         """Fill in inputs and outputs that the configuration leaves out, from what the file says of
         itself and else from what it shows; see `completion`."""
+        check_runtime(config)
         kind = kind_of(config, files)
         config = with_description(config, files)
         if config.input and config.output:

@@ -1,12 +1,21 @@
 """The words of torch's exceptions, arranged for a client."""
 
 import re
+import sysconfig
+import traceback
+from pathlib import Path
 
 FAILURE = "PyTorch execute failure: "
 """What Triton begins the message of every failed execution with."""
 
 _INTERPRETER = "The following operation failed in the TorchScript interpreter."
 _ORIGIN = re.compile(r"^\[enforce fail at [^\]]*\] \. ")
+_LIBRARIES = (
+    f"{Path(__file__).parent}/",
+    *{f"{sysconfig.get_path(name)}/" for name in ("purelib", "platlib", "stdlib", "platstdlib")},
+    "<",  # code that torch wrote
+)
+"""Where code lies that is not the model's."""
 _MOST = 6000
 """Characters of a message: a client must be able to receive it, and a model may raise anything."""
 
@@ -18,25 +27,48 @@ def load_failure(text: str) -> str:
     return _ORIGIN.sub("", first).split(". ", 1)[0].rstrip(".")
 
 
-def headline(error: Exception) -> str:
+def headline(error: BaseException) -> str:
     """The first line of what an exception says, "" where it says nothing."""
-    return str(error).strip().partition("\n")[0]
+    return _said(error).partition("\n")[0]
 
 
-def execute_failure(error: Exception) -> str:
+def execute_failure(error: BaseException) -> str:
     """The message for an exception of `forward`: what went wrong first, then the TorchScript
-    traceback if there is one. A text of many thousand characters loses its middle."""
+    traceback if there is one. What Python code raises is told with its type, but for RuntimeError,
+    which torch itself raises, and with the line in the model's own files. A text of many thousand
+    characters loses its middle."""
     if isinstance(error, UnicodeDecodeError):
         return f"{FAILURE}the model returned a string that is not valid UTF-8"
-    text = str(error).strip() or type(error).__name__
+    text = _said(error)
     if text.startswith(_INTERPRETER):
         text = f"{_reason(text)}\n{text}"
-    return FAILURE + _shortened(text)
+    elif type(error) is not RuntimeError or not text:
+        text = f"{type(error).__name__}: {text}".removesuffix(": ")
+    first, end, rest = text.partition("\n")
+    return FAILURE + _shortened(f"{first}{_place(error)}{end}{rest}")
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """What went wrong in `forward`, in one line."""
     return execute_failure(error).removeprefix(FAILURE).splitlines()[0]
+
+
+def _said(error: BaseException) -> str:
+    """What an exception says; "" where it cannot."""
+    try:
+        return str(error).strip()
+    except Exception:  # noqa: BLE001 - a model may raise what it likes
+        return ""
+
+
+def _place(error: BaseException) -> str:
+    """The last line of the model's own Python code that an exception went through, "" for none."""
+    frames = [
+        (frame.f_code.co_filename, line)
+        for frame, line in traceback.walk_tb(error.__traceback__)
+        if not frame.f_code.co_filename.startswith(_LIBRARIES)
+    ]
+    return f" ({Path(frames[-1][0]).name}, line {frames[-1][1]})" if frames else ""
 
 
 def _reason(trace: str) -> str:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from enum import Enum
 from pathlib import Path
 
-from microkernel import ModelConfig, WorkerKind
+from microkernel import InvalidArgument, ModelConfig, WorkerKind
 
 RUNTIME = "model.py"
 """The value of the configuration's field `runtime`, and the file it is named after."""
@@ -40,6 +40,16 @@ def kind_of(config: ModelConfig, files: Path) -> Kind:
     if config.platform == "torch_aoti":
         return Kind.PACKAGE if _is_compiled(files / package_name(config)) else Kind.PROGRAM
     return Kind.SCRIPT
+
+
+def check_runtime(config: ModelConfig) -> None:
+    """InvalidArgument for a field `runtime` that names nothing. The names of libraries are those of
+    other servers' backends, which Triton's own repositories may have."""
+    if config.runtime not in ("", RUNTIME) and not config.runtime.endswith(".so"):
+        raise InvalidArgument(
+            f"the field 'runtime' of model '{config.name}' is '{config.runtime}'; it is "
+            f"'{RUNTIME}' for a Python module, and left out for TorchScript"
+        )
 
 
 def hosting(config: ModelConfig, files: Path) -> WorkerKind:

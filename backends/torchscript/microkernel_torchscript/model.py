@@ -134,12 +134,12 @@ class PyTorchInstance(Instance):
             result = self._forward(*arguments)
         except MicrokernelError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise self._failure(error) from error
         responses = batch.split(self._outputs.tensors(result))
         return [failed.get(i, response) for i, response in enumerate(responses)]
 
-    def _failure(self, error: Exception) -> MicrokernelError:
+    def _failure(self, error: BaseException) -> MicrokernelError:
         text = execute_failure(error)
         if self._lane is None:
             return Internal(text)

@@ -52,6 +52,7 @@ def weights_fault(path: Path) -> str:
 
 
 def _weights_archive_fault(path: Path) -> str:
+    names: list[str] = []
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()

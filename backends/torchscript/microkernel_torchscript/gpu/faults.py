@@ -58,7 +58,7 @@ def classify(error: BaseException) -> Fault:
     return Fault.MODEL
 
 
-def device_failure(error: Exception, text: str, probe: Callable[[], None]) -> MicrokernelError:
+def device_failure(error: BaseException, text: str, probe: Callable[[], None]) -> MicrokernelError:
     """The error for a batch that failed on a GPU, whose message is `text`: WorkerFailed where the
     process can go on no more. `probe` uses the GPU, and raises where that cannot be done. After a
     lack of memory what is free is given back to the GPU."""
