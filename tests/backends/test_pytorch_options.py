@@ -73,7 +73,8 @@ def test_what_is_no_boolean_is_refused_in_tritons_words(key: str) -> None:
     [
         ("all", r"failed to convert 'all' to integral number$"),
         ("", r"failed to convert '' to integral number$"),
-        ("99999999999", r"failed to convert '99999999999' to integral number: it is too large"),
+        ("99999999999", r"failed to convert '99999999999' to integral number: .* at most 1024$"),
+        ("1025", r"failed to convert '1025' to integral number: parameter IN.* at most 1024$"),
     ],
 )
 def test_what_is_no_number_is_refused_in_tritons_words(key: str, text: str, refusal: str) -> None:

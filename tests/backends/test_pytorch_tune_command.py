@@ -4,6 +4,7 @@ given here; the tests of the server run the real one."""
 import re
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import pytest
 from microkernel import Internal, InvalidArgument, MicrokernelError, ModelConfig, Unavailable
 from microkernel_torchscript.tuning import command, places
 from microkernel_torchscript.tuning.asking import Answer, NotMeasured
-from microkernel_torchscript.tuning.deciding import Decision
+from microkernel_torchscript.tuning.deciding import Decision, unchanged
 from microkernel_torchscript.tuning.keeping import made_now
 from microkernel_torchscript.tuning.record import Measured
 from microkernel_torchscript.tuning.trial import OPTIMIZED, PLAIN, Candidate, Figures, Row
@@ -91,6 +92,7 @@ def test_it_measures_the_latest_version_and_keeps_the_record(
     assert err == "measuring\n"
     assert "Chosen: optimize_for_inference, 2 instances of 1 thread, batches of 4: it is" in out
     assert f"The record: {folder / '10.json'}" in out
+    assert "one that is loaded must be unloaded first" in out
     assert sorted(e.name for e in model.iterdir()) == ["1", "10", "3", "notes"]
 
 
@@ -167,6 +169,27 @@ def test_a_model_of_another_kind_is_refused(model: Path, monkeypatch: pytest.Mon
     for more in ((), ("--load",)):
         with pytest.raises(InvalidArgument, match="kind 'Python module'; only TorchScript is"):
             tune(model, *more)
+
+
+def test_a_package_without_a_configuration_is_of_its_own_kind(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(command, "ask", lambda config, *_: Answer(config, {}, None))
+    with zipfile.ZipFile(model / "10" / "model.pt2", "w") as archive:
+        archive.writestr("archive_format", "pt2")
+    with pytest.raises(InvalidArgument, match="kind 'exported program'; only TorchScript is"):
+        tune(model)
+
+
+def test_without_figures_there_is_no_picture_and_nothing_to_install(
+    model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    left = Measured(unchanged(2, "it keeps state"))
+    monkeypatch.setattr(command, "ask", lambda config, *_: Answer(config, KEY, left))
+    assert tune(model) == 0
+    out = capsys.readouterr().out
+    assert "it keeps state" in out
+    assert "PNG" not in out
 
 
 @pytest.mark.parametrize(

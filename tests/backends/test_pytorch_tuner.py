@@ -17,6 +17,8 @@ pytest.importorskip("torch", reason="needs the extra 'torchscript'")
 
 import torch
 from torch import nn
+from torch_models import FROZEN as FROZEN_FORMS
+from torch_models import save_frozen
 
 from microkernel import (
     Internal,
@@ -134,6 +136,20 @@ class Failing(nn.Module):
         return x
 
 
+class Choosy(nn.Module):
+    """Fails for all inputs but the first that are made up."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        first = torch.randn((1, 4), generator=torch.Generator().manual_seed(0))
+        self.first = float(first[0, 0])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if float(x[0, 0]) != self.first:
+            raise ValueError("not the first")
+        return x
+
+
 @pytest.fixture(autouse=True)
 def _settings_of_torch(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Measuring changes them in its process. Short slices show as much here as long ones."""
@@ -231,12 +247,20 @@ def test_a_model_is_measured(saved: Callable[..., Path]) -> None:
     assert len(news) == 3
 
 
+@pytest.mark.parametrize("form", FROZEN_FORMS)
+def test_a_module_that_was_frozen_before_is_measured(form: str, tmp_path: Path) -> None:
+    found = tune(CONFIG, save_frozen(form, Net(), tmp_path), 1.0, lambda _: None)
+    notes = {row.candidate.variant: row.note for row in found.rows if row.figures is None}
+    assert set(notes) & {PLAIN, FROZEN, OPTIMIZED} == set(), notes
+
+
 @pytest.mark.parametrize(
     ("module", "reason"),
     [
         (Noisy(), "equal inputs give different results"),
         (Counting(), "the model keeps state: it changes its attribute 'count' in place"),
         (Failing(), "it runs on no inputs made up for it: .*never works"),
+        (Choosy(), "it fails on some of the inputs made up for it: .*not the first"),
     ],
 )
 def test_a_model_whose_results_are_no_measure_stays_as_it_is(
@@ -308,7 +332,7 @@ def test_a_variant_that_fails_or_differs_is_refused_and_never_chosen(
     monkeypatch.setattr(subject, "as_variant", broken)
     found = tune(replace(CONFIG, max_batch_size=0), saved(Net()), 1.0, lambda _: None)
     notes = {row.candidate.variant: row.note for row in found.rows}
-    assert notes[FROZEN] == "no such pass"
+    assert notes[FROZEN].startswith("no such pass (test_pytorch_tuner.py, line ")
     assert notes[OPTIMIZED].startswith("batch of 1: differs by up to")
     assert found.decision.choice.variant == PLAIN
     assert not any(row.accepted for row in found.rows if row.candidate.variant != PLAIN)

@@ -8,7 +8,8 @@ from microkernel import InvalidArgument, ModelConfig
 
 _TRUE = {"true", "on", "1"}
 _FALSE = {"false", "off", "0"}
-_LARGEST_INTEGER = 2**31 - 1
+MOST_THREADS = 1024
+"""Threads that a model may ask for; torch starts as many at the first call."""
 _LEADING_INTEGER = re.compile(r"\s*([+-]?\d+)", re.ASCII)
 
 _GONE = {
@@ -109,9 +110,10 @@ def _count(config: ModelConfig, key: str) -> int:
     if key not in config.parameters:
         return 0
     number = parse_integer(config.parameter(key))
-    if abs(number) > _LARGEST_INTEGER:
+    if abs(number) > MOST_THREADS:
         raise InvalidArgument(
-            f"failed to convert '{config.parameter(key)}' to integral number: it is too large"
+            f"failed to convert '{config.parameter(key)}' to integral number: parameter {key} may "
+            f"be at most {MOST_THREADS}"
         )
     return max(0, number)
 

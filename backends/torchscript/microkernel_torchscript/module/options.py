@@ -4,7 +4,7 @@ import logging
 import re
 
 from microkernel import InvalidArgument, ModelConfig
-from microkernel_torchscript.options import Options, boolean
+from microkernel_torchscript.options import MOST_THREADS, Options, boolean
 
 logger = logging.getLogger(__name__)
 
@@ -59,9 +59,9 @@ def _threads(config: ModelConfig, key: str) -> int:
     if key not in config.parameters:
         return 1
     text = config.parameter(key).strip()
-    if not re.fullmatch(r"\+?[0-9]{1,6}", text) or int(text) < 1:
+    if not re.fullmatch(r"\+?[0-9]{1,6}", text) or not 1 <= int(text) <= MOST_THREADS:
         raise InvalidArgument(
-            f"failed to load model '{config.name}': parameter {key} must be a whole number of at "
-            f"least 1, got '{text}'"
+            f"failed to load model '{config.name}': parameter {key} must be a whole number from 1 "
+            f"to {MOST_THREADS}, got '{text}'"
         )
     return int(text)

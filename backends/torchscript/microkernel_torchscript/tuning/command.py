@@ -9,14 +9,19 @@ from pathlib import Path
 import click
 
 from microkernel import InvalidArgument, ModelConfig, Unavailable, parse_text
-from microkernel_torchscript.kinds import kind_of, recognise
+from microkernel_torchscript.kinds import kind_of, package_name, recognise, script_name
 from microkernel_torchscript.tuning import places
 from microkernel_torchscript.tuning.asking import Answer, NotMeasured, ask, workshop
 from microkernel_torchscript.tuning.keeping import find, keep, made_now
-from microkernel_torchscript.tuning.page import page
+from microkernel_torchscript.tuning.page import page, points
 from microkernel_torchscript.tuning.picture import HOW, draw
 from microkernel_torchscript.tuning.record import Record
 from microkernel_torchscript.tuning.table import summary, text_table
+
+APPLIED = (
+    "A model with the parameter AUTOTUNE 'load' or 'true' serves like this from its next load on; "
+    "one that is loaded must be unloaded first."
+)
 
 _OURS = {"", "pytorch"}
 _PLATFORMS = {"", "pytorch_libtorch", "libtorch", "torch_aoti"}
@@ -59,6 +64,8 @@ def tune(model: Path, version: int | None, budget: int, output: Path | None, loa
     base = output / f"{directory.name}-{files.name}" if output else path and path.with_suffix("")
     for line in _show(title, record, base) if base is not None else ():
         click.echo(line)
+    if path is not None:
+        click.echo(APPLIED)
     return 0
 
 
@@ -84,8 +91,15 @@ def _configuration(directory: Path, files: Path) -> ModelConfig:
         other = config.backend or config.platform
         raise InvalidArgument(f"model '{config.name}' is of '{other}'; PyTorch models are tuned")
     if not config.backend and not config.platform:
-        config = recognise(config, files) or config
+        config = recognise(config, files) or _package(config, files) or config
     return config
+
+
+def _package(config: ModelConfig, files: Path) -> ModelConfig | None:
+    """The configuration of a `.pt2` without one; None for other files."""
+    if (files / script_name(config)).exists() or not (files / package_name(config)).exists():
+        return None
+    return replace(config, platform="torch_aoti")
 
 
 def _written(path: Path) -> ModelConfig:
@@ -143,7 +157,8 @@ def _show(title: str, record: Record, base: Path) -> Iterator[str]:
     try:
         places.write_text(page_path, page(title, record))
         yield f"The page: {page_path}"
-        drawn = draw(picture, title, record.measured.rows)
-        yield f"The plot: {picture}" if drawn else HOW
+        if points(record.measured.rows):
+            drawn = draw(picture, title, record.measured.rows)
+            yield f"The plot: {picture}" if drawn else HOW
     except OSError as error:
         raise Unavailable(f"'{base}' cannot be written: {error.strerror}") from None

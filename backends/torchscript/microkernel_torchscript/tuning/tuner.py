@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ from microkernel_torchscript.tuning.deciding import (
 )
 from microkernel_torchscript.tuning.measuring import Runner, measure
 from microkernel_torchscript.tuning.record import Measured
-from microkernel_torchscript.tuning.samples import NoSample, Sampler, find_sampler
+from microkernel_torchscript.tuning.samples import NoSample, Sampler, complaint, find_sampler
 from microkernel_torchscript.tuning.subject import Tried, try_variants, unbatchable, unsteady
 from microkernel_torchscript.tuning.trial import (
     PLAIN,
@@ -118,10 +118,13 @@ class _Tuning:
             sampler = find_sampler(config, self._plan, module.forward)
         except NoSample as reason:
             raise _Unmeasurable(f"it runs on no inputs made up for it: {reason}") from None
-        per_item = self._per_item(sampler)
+        with _called():
+            per_item = self._per_item(sampler)
         if not self._affordable((1,), per_item)[0]:
             raise _Unmeasurable("the time does not suffice for a single variant")
-        if fault := unsteady(module, sampler):
+        with _called():
+            fault = unsteady(module, sampler)
+        if fault:
             raise _Unmeasurable(fault)
         return self._sized(sampler, per_item)
 
@@ -131,7 +134,9 @@ class _Tuning:
         if large := [size for size in sizes if not sampler.fits(size)]:
             left_out.append(f"batches of {_listed(large)}: their inputs are too large to make up")
             sizes = tuple(size for size in sizes if size not in large)
-        if len(sizes) > 1 and (reason := unbatchable(self._module, sampler, sizes[1])):
+        with _called():
+            reason = unbatchable(self._module, sampler, sizes[1]) if len(sizes) > 1 else ""
+        if reason:
             left_out.append(f"batches: {reason}")
             sizes = sizes[:1]
         kept, late = self._affordable(sizes, per_item)
@@ -158,7 +163,8 @@ class _Tuning:
 
     def _tried(self, subject: _Subject) -> Sequence[Tried]:
         self._say("comparing the results of the variants")
-        return list(try_variants(subject.module, subject.sampler, subject.sizes))
+        with _called():
+            return list(try_variants(subject.module, subject.sampler, subject.sizes))
 
     def _compiled(self, subject: _Subject) -> Tried:
         """The compiled model; the time that this takes is none of that for measuring."""
@@ -215,6 +221,17 @@ class _Tuning:
             for candidate in candidates
         }
         return measure(runners, deadline)
+
+
+@contextlib.contextmanager
+def _called() -> Iterator[None]:
+    """Around calls of the model, which may raise anything on one kind of inputs and not on
+    another."""
+    try:
+        yield
+    except Exception as error:
+        told = f"it fails on some of the inputs made up for it: {complaint(error)}"
+        raise _Unmeasurable(told) from error
 
 
 def _row(candidate: Candidate, figures: Mapping[Candidate, Figures], tried: Sequence[Tried]) -> Row:
