@@ -37,7 +37,8 @@ TENSORS = ModelConfig(
     output=(ModelOutput("y", "TYPE_INT64", dims=(1,), reshape=Reshape(())),),
     dynamic_batching=DynamicBatching(),
 )
-WHOLE = Description(TENSORS, {"y": ("cat", "dog", "zoë\n")})
+X = {"name": "x", "data_type": "TYPE_FP32", "dims": [4]}
+WHOLE = Description(TENSORS, {"y": ("zoë\n",)})
 
 
 def archive(path: Path, **extras: str | bytes) -> Path:
@@ -126,10 +127,15 @@ def test_fields_without_effect_are_told(tmp_path: Path, caplog: pytest.LogCaptur
         (ours(labels=[]), ": 'labels' must give a list of texts for each output"),
         (ours(labels={"y": "cat"}), ": 'labels' must give a list of texts for each output"),
         (ours(labels={"y": [1]}), ": 'labels' must give a list of texts for each output"),
+        (ours(config={"max_batch_size": -4}), ": max_batch_size is -4, less than 0"),
+        (ours(config={"input": [X, X]}), "lists the input 'x' twice"),
+        (ours(config={"input": [X | {"dims": [0, -7]}]}), ": the dims of input 'x' are [0, -7]"),
+        (ours(config={"output": [X]}, labels={"y": []}), "has labels for 'y', which is no output"),
+        (ours(config={"output": [X]}, labels={"x": ["a"]}), "has 1 labels for the output 'x', whi"),
         (b"\xff{}", "is not UTF-8 text: byte 0"),
         (" " * ((16 << 20) + 1), "is larger than 16 MiB"),
     ],
-    ids=range(14),
+    ids=range(19),
 )
 def test_a_malformed_description_names_file_and_member(
     tmp_path: Path, content: str | bytes, text: str
@@ -154,6 +160,18 @@ def test_a_damaged_member_is_an_error(tmp_path: Path) -> None:
     content = path.read_bytes()
     path.write_bytes(content.replace(b'"microkernel": 1', b'"microkernel": 2'))
     with pytest.raises(InvalidArgument, match="cannot be read: Bad CRC-32"):
+        read_description(path)
+
+
+def test_a_damaged_compressed_member_is_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "model.pt"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr(f"model/extra/{EXTRA}", ours(labels={"y": ["label"] * 50}))
+        place = file.infolist()[0].header_offset + 30 + len(f"model/extra/{EXTRA}")
+    content = bytearray(path.read_bytes())
+    content[place] ^= 0x06  # the kind of the first block
+    path.write_bytes(content)
+    with pytest.raises(InvalidArgument, match=f"extra file '{EXTRA}' cannot be read: "):
         read_description(path)
 
 

@@ -9,6 +9,7 @@ is read as well, from `config.pbtxt` and `config.json`.
 import json
 import logging
 import zipfile
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -111,11 +112,49 @@ def _read(
             content = file.read(_LIMIT + 1)
         if len(content) > _LIMIT:
             raise InvalidArgument(f"{where} is larger than {_LIMIT >> 20} MiB")
-        return read(content.decode(), where)
+        return _checked(read(content.decode(), where), where)
     except UnicodeDecodeError as error:
         raise InvalidArgument(f"{where} is not UTF-8 text: byte {error.start}") from None
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError) as error:
+    except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, EOFError) as error:
         raise InvalidArgument(f"{where} cannot be read: {error}") from None
+
+
+def _checked(description: Description, where: str) -> Description:
+    """The description. Raises InvalidArgument for tensors that no model has, and for labels that do
+    not fit the outputs."""
+    config = description.config
+    if config.max_batch_size < 0:
+        raise InvalidArgument(f"{where}: max_batch_size is {config.max_batch_size}, less than 0")
+    for direction, entries in (("input", config.input), ("output", config.output)):
+        known: set[str] = set()
+        for entry in entries:
+            if entry.name in known:
+                raise InvalidArgument(f"{where} lists the {direction} '{entry.name}' twice")
+            known.add(entry.name)
+            if any(dim < -1 or dim == 0 for dim in entry.dims):
+                raise InvalidArgument(
+                    f"{where}: the dims of {direction} '{entry.name}' are {list(entry.dims)}; each "
+                    "must be -1 or more than 0"
+                )
+    if config.output:
+        _check_labels(description, where)
+    return description
+
+
+def _check_labels(description: Description, where: str) -> None:
+    outputs = {entry.name: entry for entry in description.config.output}
+    for name, labels in description.labels.items():
+        if name not in outputs:
+            known = ", ".join(f"'{output}'" for output in outputs)
+            raise InvalidArgument(
+                f"{where} has labels for '{name}', which is no output; there are {known}"
+            )
+        classes = outputs[name].dims[-1] if outputs[name].dims else -1
+        if classes not in (-1, len(labels)):
+            raise InvalidArgument(
+                f"{where} has {len(labels)} labels for the output '{name}', which has {classes} "
+                "classes"
+            )
 
 
 def _ours(text: str, where: str) -> Description:
