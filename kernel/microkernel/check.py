@@ -26,14 +26,17 @@ class Verdict:
     added: tuple[str, ...]
 
 
-async def check(repository: Path, loader: Loader) -> AsyncIterator[Verdict]:
+async def check(
+    repository: Path, loader: Loader, *, load: bool = False
+) -> AsyncIterator[Verdict]:
     """A verdict for every model in name order. Raises InvalidArgument where there is no repository.
 
-    Backends complete configurations in workers, as at a load; no model is loaded. Ensembles are
-    held against the completed configurations of their models.
+    Backends complete configurations in workers, as at a load. No model is loaded, unless `load`
+    asks for it: then each is, one after the other, and unloaded again. Ensembles are held against
+    the completed configurations of their models.
     """
     found = find_models([repository])
-    checker = _Checker(found, loader)
+    checker = _Checker(found, loader, load=load)
     for name in sorted({*found.models, *found.duplicates}):
         yield await checker.verdict(name)
 
@@ -71,9 +74,10 @@ class _Completed:
 class _Checker:
     """Completes the configurations of some models, each once."""
 
-    def __init__(self, found: Found, loader: Loader) -> None:
+    def __init__(self, found: Found, loader: Loader, *, load: bool = False) -> None:
         self._found = found
         self._loader = loader
+        self._load = load
         self._needs = {name: self._steps(where) for name, where in found.models.items()}
         self._known: dict[str, _Completed | MicrokernelError] = {}
 
@@ -110,6 +114,9 @@ class _Checker:
             completed = await loader.completed(config, directory, version)
         if config.platform == ENSEMBLE:
             completed = await self.ensemble(completed)
+        elif self._load:
+            for version in chosen:
+                await (await loader.load(config, directory, version)).stop()
         return _Completed(completed, chosen)
 
     async def ensemble(self, config: ModelConfig) -> ModelConfig:

@@ -56,13 +56,15 @@ def plugins(file: Path | None) -> int:
 
 @cli.command()
 @click.argument("repository", type=click.Path(path_type=Path))
+@click.option("--load", is_flag=True, help="Load each model as well, and unload it again.")
 @click.option("--plugins", "file", type=click.Path(path_type=Path), help="A plugins.toml to read.")
-def check(repository: Path, file: Path | None) -> int:
+def check(repository: Path, load: bool, file: Path | None) -> int:
     """Validate every model of REPOSITORY; exit with 1 if one is wrong.
 
-    Prints what is wrong, and the lines of configuration that would be filled in.
+    Prints what is wrong, and the lines of configuration that would be filled in. Without --load the
+    files of a model whose configuration is complete are not looked into.
     """
-    return asyncio.run(_check(repository, _quiet(file)))
+    return asyncio.run(_check(repository, _quiet(file), load=load))
 
 
 def _quiet(file: Path | None) -> Setup:
@@ -72,11 +74,11 @@ def _quiet(file: Path | None) -> Setup:
     return Setup(settings, discover(file), {}, control)
 
 
-async def _check(repository: Path, setup: Setup) -> int:
+async def _check(repository: Path, setup: Setup, *, load: bool) -> int:
     wrong = 0
     loader = setup.loader()
     try:
-        async for verdict in check_repository(repository, loader):
+        async for verdict in check_repository(repository, loader, load=load):
             wrong += bool(verdict.problem)
             click.echo(f"{verdict.model}: {verdict.problem or 'ok'}")
             for line in verdict.added:
