@@ -12,7 +12,7 @@ pytest.importorskip("torch", reason="needs the extra 'torchscript'")
 
 import torch
 from torch import nn
-from torch_models import MakesTensors
+from torch_models import MakesTensors, Perceptron, save_frozen
 
 from microkernel import InvalidArgument, ModelConfig, ModelInput, ModelOutput, Placement
 from microkernel_torchscript.backend import PyTorchBackend
@@ -20,6 +20,7 @@ from microkernel_torchscript.gpu.baked import (
     Verdict,
     baked_devices,
     fitted,
+    holds_tensors,
     judge,
     replace_device,
 )
@@ -81,6 +82,14 @@ def test_a_device_in_code_that_has_not_run_can_be_replaced(
         module(torch.zeros(3))
 
 
+@pytest.mark.parametrize(("form", "expected"), [("frozen", True), ("", False)])
+def test_weights_of_a_frozen_module_are_found_in_its_code(
+    tmp_path: Path, save_module: Save, form: str, expected: bool
+) -> None:
+    save = partial(save_frozen, form) if form else save_module
+    assert holds_tensors(load(save(Perceptron(), tmp_path)).inlined_graph) is expected
+
+
 JUDGED: list[tuple[str, dict[str, str], torch.device | None, int, Verdict]] = [
     ("nothing", {}, CPU, 0, Verdict()),
     ("the CPU on the CPU", {"cpu": "op"}, CPU, 0, Verdict()),
@@ -130,6 +139,13 @@ def test_a_model_of_a_device_that_is_not_there_fails_the_load_with_the_cure(
         "unable to load model 'm': its code names the device cuda:2 (aten::ones), which this host "
         "lacks; export the model with torch.jit.script, or trace it on a device that is there"
     )
+
+
+@no_gpu
+def test_it_is_not_asked_for_a_configuration_first(tmp_path: Path, save_module: Save) -> None:
+    save_for("cuda:2", tmp_path, save_module)
+    with pytest.raises(InvalidArgument, match="its code names the device cuda:2"):
+        PyTorchBackend().complete(ModelConfig(name="m"), tmp_path)
 
 
 def test_another_gpu_takes_the_place_of_the_one_it_was_traced_on(

@@ -9,7 +9,13 @@ from hypothesis import strategies as st
 pytest.importorskip("torch", reason="needs the extra 'torchscript'")
 
 from microkernel_torchscript.exported.call_spec import Malformed, input_names, output_names
-from microkernel_torchscript.exported.leaf_names import NotFound, alias_map, leaf_places, placed
+from microkernel_torchscript.exported.leaf_names import (
+    NotFound,
+    alias_map,
+    is_keyed,
+    leaf_places,
+    placed,
+)
 from microkernel_torchscript.exported.leaves import Leaf
 
 LEAF = '{"type": null, "context": null, "children_spec": []}'
@@ -84,7 +90,15 @@ OUTPUTS = {
     "a tuple": (_spec(_tuple(LEAF, LEAF)), [("RESULT[0]",), ("RESULT[1]",)]),
     "a dictionary": (
         _spec(_dict(["y", "z"], LEAF, _node("builtins.list", LEAF))),
-        [("y", "RESULT[y]"), ("RESULT[z][0]",)],
+        [("y", "RESULT[y]"), ("z.0", "RESULT[z][0]")],
+    ),
+    "dictionaries in a dictionary": (
+        _spec(_dict(["a"], _dict(["b", "c d"], LEAF, LEAF))),
+        [("a.b", "RESULT[a][b]"), ("a.c d",)],
+    ),
+    "a dictionary in a tuple": (
+        _spec(_tuple(LEAF, _dict(["b"], LEAF))),
+        [("RESULT[0]",), ("RESULT[1][b]",)],
     ),
     "a NamedTuple": (
         _spec(_node("collections.namedtuple", LEAF, LEAF, context='"__main__.Pair"')),
@@ -180,6 +194,28 @@ def test_a_name_that_leads_nowhere_is_told(names: list[str], strange: str) -> No
     with pytest.raises(NotFound) as caught:
         leaf_places(names, alias_map(LEAVES, "INPUT"))
     assert str(caught.value) == strange
+
+
+KEYED = [Leaf(("a.0", "RESULT[a][0]")), Leaf(("b", "RESULT[b]"))]
+
+
+@pytest.mark.parametrize(
+    ("names", "places"),
+    [(["b", "a.0"], [1, 0]), (["b__1", "a__0"], [1, 0]), (["RESULT[b]", "OUTPUT__0"], [1, 0])],
+)
+def test_names_lead_to_results_in_a_dictionary(names: list[str], places: list[int]) -> None:
+    assert is_keyed(KEYED)
+    assert leaf_places(names, alias_map(KEYED, "OUTPUT"), keyed=True) == places
+
+
+@pytest.mark.parametrize("names", [["one"], ["one", "two"], ["one__b", "a__0"]])
+def test_results_in_a_dictionary_are_not_taken_by_order(names: list[str]) -> None:
+    with pytest.raises(NotFound, match="one"):
+        leaf_places(names, alias_map(KEYED, "OUTPUT"), keyed=True)
+
+
+def test_paths_are_not_keys() -> None:
+    assert not is_keyed([Leaf(("RESULT[0]",)), Leaf(("RESULT[1][b]",)), Leaf()])
 
 
 def test_a_name_of_two_tensors_is_that_of_none() -> None:

@@ -1,4 +1,4 @@
-"""What is decided about results, made-up inputs and messages without running a model."""
+"""What is decided about results, made-up inputs, states and messages without running a model."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -12,9 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch_models import config_of
 
-from microkernel_torchscript.failures import execute_failure
+from microkernel import InvalidArgument, ModelConfig, config_from_json
+from microkernel_torchscript.failures import execute_failure, first_line
+from microkernel_torchscript.inputs import plan_inputs
+from microkernel_torchscript.outputs import plan_outputs
 from microkernel_torchscript.probing.examples import configured_examples
 from microkernel_torchscript.results import flatten
+from microkernel_torchscript.signature import Argument, Signature
 
 LEAF = st.builds(torch.tensor, st.integers(0, 9)) | st.lists(st.text(), min_size=1)
 NESTED: st.SearchStrategy[Any] = st.recursive(
@@ -136,6 +140,23 @@ def test_the_first_line_of_what_was_raised_comes_first() -> None:
     assert text.endswith(TRACE)
 
 
+TRACED = """The following operation failed in the TorchScript interpreter.
+Traceback of TorchScript, serialized code (most recent call last):
+  File "code/__torch__.py", line 12, in forward
+    _0 = torch.linear(x, weight, bias)
+         ~~~~~~~~~~~~ <--- HERE
+
+Traceback of TorchScript, original code (most recent call last):
+/models/net.py(30): forward
+/models/my trace.py(3): <module>
+RuntimeError: shapes (2) and (3) differ
+more"""
+
+
+def test_what_was_raised_is_found_below_the_calls_that_were_traced() -> None:
+    assert first_line(RuntimeError(TRACED)) == "RuntimeError: shapes (2) and (3) differ"
+
+
 @given(st.integers(1, 50_000))
 def test_a_long_message_loses_its_middle(length: int) -> None:
     text = execute_failure(RuntimeError("b" + "-" * length + "e"))
@@ -143,3 +164,39 @@ def test_a_long_message_loses_its_middle(length: int) -> None:
     assert text.endswith("e")
     assert len(text) < 6100
     assert ("characters left out" in text) is (length + 2 > 6000)
+
+
+STRINGS = Signature((Argument("x", "tensor", "Tensor"), Argument("s", "list", "str[]")))
+
+
+def with_a_state_of_strings(max_batch_size: int, *dims: int) -> ModelConfig:
+    state = {"input_name": "S__1", "output_name": "T__1", "data_type": "TYPE_STRING"}
+    return config_from_json(
+        {
+            "name": "m",
+            "max_batch_size": max_batch_size,
+            "input": [{"name": "X__0", "data_type": "TYPE_FP32", "dims": [1]}],
+            "output": [{"name": "Y__0", "data_type": "TYPE_FP32", "dims": [1]}],
+            "sequence_batching": {"state": [{**state, "dims": dims}]},
+        }
+    )
+
+
+@pytest.mark.parametrize(
+    ("max_batch_size", "dims", "cure"), [(2, (1,), r"\[ \], for"), (0, (1, 1), r"\[ -1 \]")]
+)
+def test_a_state_of_strings_has_one_dimension(
+    max_batch_size: int, dims: tuple[int, ...], cure: str
+) -> None:
+    """Since a list has, which the model gives back."""
+    config = with_a_state_of_strings(max_batch_size, *dims)
+    with pytest.raises(InvalidArgument, match=rf"state 'S__1' is .* needs dims: {cure}"):
+        plan_inputs(config, STRINGS)
+    with pytest.raises(InvalidArgument, match="state 'T__1'"):
+        plan_outputs(config)
+
+
+@pytest.mark.parametrize(("max_batch_size", "dims"), [(2, ()), (0, (1,)), (0, (-1,))])
+def test_a_state_of_strings_may_be_a_list(max_batch_size: int, dims: tuple[int, ...]) -> None:
+    plan = plan_inputs(with_a_state_of_strings(max_batch_size, *dims), STRINGS)
+    assert plan.kinds["S__1"] == "list"

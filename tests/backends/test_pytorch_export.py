@@ -276,7 +276,7 @@ def test_weights_that_are_none(run: Run, tmp_path: Path) -> None:
         (("Net", "--arg=depth=3"), "arguments are given with --arg NAME=VALUE"),
         (("Two",), "say what forward(x) takes with --input NAME:TYPE:DIMS"),
         (("Two", "--input", "x:fp32:-1,4", "--input", "y:fp32:-1,4"), "expects 2 inputs"),
-        (("Broken", *X), "a trial run failed: boom at 2"),
+        (("Broken", *X), "a trial run failed: ValueError: boom at 2 ("),
         (("Scalar", *X), "returns no tensor with dimensions that can be served"),
         (("Random", *X), "a module must give the same every time"),
         (("Fixed", *X), "dimension 0 of input 'x' is to vary, but the module runs on the size 2"),

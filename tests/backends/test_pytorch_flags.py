@@ -190,6 +190,24 @@ def test_flags_are_restored_when_a_model_raises() -> None:
     assert flags_of_the_process() == before
 
 
+@pytest.mark.parametrize("options", [Options(), Options(tensor_fuser=False)])
+def test_first_calls_under_equal_flags_run_side_by_side(options: Options) -> None:
+    """A long one keeps nobody waiting, nor the loading of other models."""
+    both, flags = threading.Barrier(2), []
+
+    def forward() -> None:
+        both.wait(60)
+        flags.append(torch._C._jit_texpr_fuser_enabled())
+
+    before = torch._C._jit_texpr_fuser_enabled()
+    threads = [threading.Thread(target=FirstCalls(forward, options)) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert flags == [before and options.tensor_fuser is None] * 2
+
+
 def test_one_model_at_a_time_has_its_flags_in_the_process() -> None:
     entered, seen = threading.Event(), []
 

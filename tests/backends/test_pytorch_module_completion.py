@@ -106,7 +106,7 @@ def test_a_complete_configuration_runs_nothing(files: Path) -> None:
         (forward("return x['a']", "x: dict[str, torch.Tensor]"), "takes them as a dictionary"),
         (forward("return all[0]", "*all"), "no argument that needs one"),
         (LAYERS.format(layer="nn.Linear(4, 3)", arguments="x", result="1 / 0"),
-         "a trial run failed: division by zero"),
+         "a trial run failed: ZeroDivisionError: division by zero (model.py, line "),
     ],
 )  # fmt: skip
 def test_what_cannot_be_told_is_asked_for_with_a_configuration_to_paste(

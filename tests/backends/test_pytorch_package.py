@@ -70,9 +70,9 @@ def test_a_package_tells_its_inputs_and_shows_its_outputs(files: Path) -> None:
         ("scale", "TYPE_FP32", (1,)),
     ]
     assert [(e.name, e.data_type, e.dims) for e in found.output] == [
-        ("OUTPUT__0", "TYPE_FP32", (4,)),
-        ("OUTPUT__1", "TYPE_FP32", (2,)),
-        ("OUTPUT__2", "TYPE_INT64", (1,)),
+        ("total", "TYPE_FP32", (4,)),
+        ("parts.0", "TYPE_FP32", (2,)),
+        ("parts.1.0", "TYPE_INT64", (1,)),
     ]
 
 
@@ -88,9 +88,9 @@ def test_it_computes_what_the_module_does(
     expected = Nested()(*args, **kwargs)
     served = serve_module(replace(CONFIG, max_batch_size=32), files)
     (outcome,) = served.execute(make_batch([_request(rows)]))
-    assert output_of(outcome, "OUTPUT__0").tolist() == expected["total"].tolist()
-    assert output_of(outcome, "OUTPUT__1").tolist() == expected["parts"][0].tolist()
-    assert output_of(outcome, "OUTPUT__2").tolist() == expected["parts"][1][0].tolist()
+    assert output_of(outcome, "total").tolist() == expected["total"].tolist()
+    assert output_of(outcome, "parts.0").tolist() == expected["parts"][0].tolist()
+    assert output_of(outcome, "parts.1.0").tolist() == expected["parts"][1][0].tolist()
 
 
 def test_every_instance_has_the_machine_code_and_leaves_no_files(
@@ -187,7 +187,7 @@ def test_without_its_source_a_package_tells_names_only(
         assert f'name: "{name}"' in str(caught.value)
     written = PyTorchBackend().complete(replace(CONFIG, max_batch_size=4), files)
     (outcome,) = serve_module(written, bare).execute(make_batch([_request()]))
-    assert output_of(outcome, "OUTPUT__0").tolist() == [[2.0] * 4] * 2
+    assert output_of(outcome, "total").tolist() == [[2.0] * 4] * 2
 
 
 def test_without_its_source_inputs_are_counted(

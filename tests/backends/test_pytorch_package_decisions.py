@@ -15,7 +15,7 @@ import torch
 from microkernel import Internal, ModelConfig
 from microkernel_torchscript.backend import PyTorchBackend
 from microkernel_torchscript.exported.leaf_completion import batches
-from microkernel_torchscript.exported.leaves import Leaf, Size, exact
+from microkernel_torchscript.exported.leaves import Leaf, Size, exact, shape_fault
 from microkernel_torchscript.exported.package import runner
 from microkernel_torchscript.exported.package_checks import (
     Expected,
@@ -315,3 +315,21 @@ def test_results_in_the_memory_of_an_argument_are_copied() -> None:
     assert whole.tolist() == [1] * 4
     assert part.tolist() == [1] * 3
     assert own.tolist() == [2] * 4
+
+
+@pytest.mark.parametrize(
+    ("sizes", "shape", "fault"),
+    [
+        ((Size(0, None, "n", 2), Size(0, None, "n")), (4, 2), ""),
+        ((Size(0, None, "n", 2), Size(0, None, "n", 1, -1)), (4, 1), ""),
+        ((Size(0, None, "n", 2),), (5,), "where 5 is not a multiple of 2"),
+        ((Size(0, None, "n", 2, 1),), (4,), "where 4 is not a multiple of 2 and 1 more"),
+        ((Size(0, None, "n"), Size(0, None, "n", 2)), (2, 5), "asks for 4 in place of 5"),
+        ((Size(0, None, "n", 2), Size(0, None, "n")), (4, 3), "another input has 2 in place of 3"),
+    ],
+)
+def test_sizes_of_one_symbol_follow_from_each_other(
+    sizes: tuple[Size, ...], shape: tuple[int, ...], fault: str
+) -> None:
+    found = shape_fault(sizes, shape, {})
+    assert (fault in found) if fault else not found

@@ -90,10 +90,29 @@ def test_nested_arguments_and_results_have_names(nested: Path) -> None:
         ("scale", "TYPE_FP32", (1,)),
     ]
     assert [(e.name, e.data_type, e.dims) for e in found.output] == [
-        ("OUTPUT__0", "TYPE_FP32", (4,)),
-        ("OUTPUT__1", "TYPE_FP32", (2,)),
-        ("OUTPUT__2", "TYPE_INT64", (1,)),
+        ("total", "TYPE_FP32", (4,)),
+        ("parts.0", "TYPE_FP32", (2,)),
+        ("parts.1.0", "TYPE_INT64", (1,)),
     ]
+
+
+def test_results_in_a_dictionary_are_called_as_those_of_torchscript(
+    nested: Path, serve_module: Serve, make_batch: MakeBatch, output_of: Callable[..., Any]
+) -> None:
+    """By the keys that lead to them, in any order, and never by the order of the configuration."""
+    listed = PyTorchBackend().complete(replace(CONFIG, max_batch_size=8), nested)
+    first, second, third = listed.output
+    config = replace(listed, output=(third, second, first))
+    (args, kwargs), names = nested_example(), [entry.name for entry in listed.input]
+    values = [args[0], *args[1], args[2]["b"], args[2]["a"], kwargs["scale"]]
+    request = {n: v.numpy() for n, v in zip(names, values, strict=True)}
+    (outcome,) = serve_module(config, nested).execute(make_batch([request]))
+    assert output_of(outcome, "parts.1.0").tolist() == [[0]] * 2
+    assert output_of(outcome, "parts.0").tolist() == [[2.0] * 2] * 2
+    assert output_of(outcome, "total").tolist() == [[2.0] * 4] * 2
+    wrong = replace(listed, output=(replace(first, name="sum"),))
+    with pytest.raises(InvalidArgument, match=r"the output sum .* has 3 outputs: total, RESULT"):
+        PyTorchBackend().load(wrong, nested)
 
 
 NAMINGS = [
@@ -314,6 +333,41 @@ def test_a_program_for_one_size_of_batch_does_not_batch(tmp_path: Path, limit: i
         PyTorchBackend().complete(config, files)
     with pytest.raises(InvalidArgument, match=r"exported for batches of 2 \(input 'x'\): set max"):
         PyTorchBackend().load(replace(config, input=(X,), output=(Y,)), files)
+
+
+class Doubled(torch.nn.Module):
+    def forward(self, x: torch.Tensor, y: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
+        return torch.cat([x, x]) + y + z.sum()
+
+
+@pytest.mark.parametrize(
+    ("sizes", "text"),
+    [
+        ((2, 4, 3), ""),
+        ((2, 5, 3), "input 'y' has shape [5], where another input asks for 4 in place of 5"),
+        ((2, 4, 2), "input 'z' has shape [2], where another input asks for 3 in place of 2"),
+    ],
+)
+def test_sizes_that_follow_from_each_other_are_compared(
+    tmp_path: Path,
+    serve_module: Serve,
+    make_batch: MakeBatch,
+    sizes: tuple[int, ...],
+    text: str,
+) -> None:
+    example = tuple(torch.ones(n) for n in (3, 6, 4))
+    varying = ({0: BATCH}, {0: 2 * BATCH}, {0: BATCH + 1})
+    files = save(export(Doubled(), example, sizes=varying), tmp_path / "1")
+    request = {n: np.ones(s, np.float32) for n, s in zip("xyz", sizes, strict=True)}
+    served = serve_module(CONFIG, files)
+    if not text:
+        assert len(served.execute(make_batch([request], batching=False))) == 1
+        return
+    with pytest.raises(InvalidArgument) as caught:
+        served.execute(make_batch([request], batching=False))
+    assert str(caught.value) == text
+    with pytest.raises(InvalidArgument, match="does not support batching"):
+        PyTorchBackend().complete(replace(CONFIG, max_batch_size=4), files)
 
 
 def test_a_batch_larger_than_exported_cannot_be_completed(perceptron: Path) -> None:

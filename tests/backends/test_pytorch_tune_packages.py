@@ -19,6 +19,7 @@ pytest.importorskip("torch", reason="needs the extra 'torchscript'")
 import torch
 from compiled_models import CHOSEN, CONFIG, Net, store
 from torch import nn
+from torch_models import save_frozen
 
 from microkernel import Batch, InstanceGroup, Internal, ModelConfig, ModelParameter, Placement
 from microkernel_torchscript.backend import PyTorchBackend
@@ -332,3 +333,17 @@ def test_a_package_of_another_processor_is_refused(
     monkeypatch.setattr(packages, "misfit", lambda *_: "was compiled for another CPU")
     with pytest.raises(Internal, match="was compiled for another CPU"):
         CompiledSource(CONFIG, tuned[0] / "model.pt", package)
+
+
+@compiled
+@pytest.mark.slow
+def test_a_module_that_was_frozen_before_serves_as_machine_code(
+    tmp_path: Path, package: Path
+) -> None:
+    files = save_frozen("frozen", Net(), tmp_path)
+    forward = CompiledSource(CONFIG, files / "model.pt", package).forward(
+        PLACE, torch.device("cpu")
+    )
+    x = torch.randn(2, 3, 8, 8)
+    with torch.no_grad():
+        torch.testing.assert_close(forward(x), Net().eval()(x), rtol=1e-4, atol=1e-5)

@@ -1,8 +1,9 @@
 """The first calls of a model, made with made-up inputs before clients make any."""
 
 import logging
+import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -235,9 +236,28 @@ def in_place(x: torch.Tensor) -> torch.Tensor:
     return x.add_(1)
 
 
+@dataclass
+class Held:
+    """A result that is no output, and holds tensors."""
+
+    tensor: torch.Tensor
+
+
+def beside(make: Callable[[], Any]) -> Callable[[torch.Tensor], tuple[torch.Tensor, Any]]:
+    """A model that returns something beside its output, made anew in each call."""
+    return lambda x: (x, make())
+
+
 @pytest.mark.parametrize(
     ("act", "expected"),
     [
+        (beside(lambda: Held(torch.zeros(3))), False),
+        (beside(lambda: np.zeros(3)), False),
+        (lambda x: np.zeros(3), False),
+        (beside(object), False),
+        (beside(time.perf_counter), False),
+        (beside(lambda: float("nan")), False),
+        (beside(lambda: torch.zeros(2, dtype=torch.float8_e4m3fn)), False),
         (Accumulating(), True),
         (growing, True),
         (drawing, False),
@@ -248,6 +268,13 @@ def in_place(x: torch.Tensor) -> torch.Tensor:
 )
 def test_equal_calls_tell_whether_state_is_kept(act: Callable[..., Any], expected: bool) -> None:
     assert warm_up().first_calls(act).keeps_state is expected
+
+
+def test_a_model_that_fails_when_it_is_called_again_is_only_not_warm() -> None:
+    calls = iter(["the first"])
+    warmth = warm_up().first_calls(lambda x: next(calls) and x)
+    assert (warmth.is_warm, warmth.keeps_state) == (False, True)
+    assert "StopIteration" in warmth.failure
 
 
 def test_comparing_leaves_the_random_numbers_of_others_alone() -> None:

@@ -215,6 +215,26 @@ def test_what_cannot_be_told_is_asked_for(
     assert str(tmp_path.parent / "config.pbtxt") in text
 
 
+class Alone(nn.Module):
+    def forward(self) -> torch.Tensor:
+        return torch.ones(1)
+
+
+def test_a_model_without_arguments_has_nothing_to_fill_in(
+    tmp_path: Path, save_module: Save
+) -> None:
+    with pytest.raises(InvalidArgument, match=r"no arguments.* must have at least one input") as e:
+        PyTorchBackend().complete(ModelConfig(name="m"), save_module(Alone(), tmp_path))
+    assert "fill in" not in str(e.value)
+
+
+def test_a_traced_model_that_fails_says_why(tmp_path: Path, save_module: Save) -> None:
+    """Torch's words stand below the calls that were traced, and end in advice."""
+    files = save_module(Perceptron(), tmp_path, torch.zeros(2, 4))
+    with pytest.raises(InvalidArgument, match="trial run failed: RuntimeError: mat1 and mat2"):
+        PyTorchBackend().complete(listing(x=("FP32", 2, 3)), files)
+
+
 def test_a_model_that_mixes_its_rows_cannot_be_batched(tmp_path: Path, save_module: Save) -> None:
     class Pooled(nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -16,7 +16,7 @@ pytest.importorskip("torch", reason="needs the extra 'torchscript'")
 
 import torch
 from torch import nn
-from torch_models import Counter, Drop, Perceptron
+from torch_models import FROZEN, Counter, Drop, Perceptron, save_frozen
 
 from microkernel import (
     Batch,
@@ -147,6 +147,19 @@ def test_a_model_saved_in_training_mode_is_evaluated(
     (response,) = served.execute(make_batch([{"x": ROW}], batching=False))
     assert output_of(response, "y").tolist() == ROW.tolist()
     assert any("saved in training mode" in record.getMessage() for record in caplog.records)
+
+
+@pytest.mark.parametrize("form", FROZEN)
+def test_frozen_modules_are_completed_and_served(
+    tmp_path: Path, serve_module: Serve, make_batch: MakeBatch, output_of: OutputOf, form: str
+) -> None:
+    """They have no modes: `training` is not among their attributes."""
+    files = save_frozen(form, Perceptron(), tmp_path)
+    served = serve_module(replace(CONFIG, max_batch_size=4, output=()), files)
+    rows = np.stack([ROW, -ROW])
+    (response,) = served.execute(make_batch([{"x": rows}]))
+    expected = Perceptron()(torch.from_numpy(rows)).detach().numpy()
+    np.testing.assert_allclose(output_of(response, "OUTPUT__0"), expected, rtol=1e-5)
 
 
 def test_a_missing_file_is_named(tmp_path: Path, serve_module: Serve) -> None:

@@ -9,6 +9,8 @@ FAILURE = "PyTorch execute failure: "
 """What Triton begins the message of every failed execution with."""
 
 _INTERPRETER = "The following operation failed in the TorchScript interpreter."
+_TRACED = re.compile(r"Traceback of TorchScript, |.+\(\d+\): \S+$")
+"""What begins a trace, and a call in that of a traced module: `file.py(7): forward`."""
 _ORIGIN = re.compile(r"^\[enforce fail at [^\]]*\] \. ")
 _LIBRARIES = (
     f"{Path(__file__).parent}/",
@@ -73,11 +75,12 @@ def _place(error: BaseException) -> str:
 
 def _reason(trace: str) -> str:
     """The first line of what was raised: it is the first that is not indented below the last line
-    of code, which is marked by `<--- HERE`."""
+    of code, which is marked by `<--- HERE`, and the calls that were traced."""
     lines = trace.splitlines()
     marks = [index for index, line in enumerate(lines) if line.endswith("<--- HERE")]
     after = lines[marks[-1] + 1 :] if marks else lines[-1:]
-    return next((line for line in after if line and not line[0].isspace()), lines[-1])
+    told = (line for line in after if line and not line[0].isspace() and not _TRACED.match(line))
+    return next(told, lines[-1])
 
 
 def _shortened(text: str) -> str:

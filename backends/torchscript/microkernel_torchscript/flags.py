@@ -7,7 +7,7 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 
@@ -20,8 +20,8 @@ FIRST_CALLS = 3
 """Calls of a module after which TorchScript compiles nothing more: it profiles in the first and
 optimises in the second."""
 
-_COMPILING = threading.RLock()
-"""Held while the flags of the process are those of one model."""
+Flags: TypeAlias = tuple[bool | None, ...]
+"""A model's flags of TorchScript, None for one that is left as it is found."""
 
 
 def enter_modes(modes: contextlib.ExitStack, options: Options) -> None:
@@ -41,22 +41,50 @@ def set_threads(count: int) -> None:
 
 @contextlib.contextmanager
 def compiling(options: Options) -> Iterator[None]:
-    """Let the process have the model's flags of TorchScript, and nobody else's; afterwards they are
-    as they were found. A module keeps those that were set in its first calls."""
-    with _COMPILING, contextlib.ExitStack() as found:
-        for flag, wanted in _flags(options):
-            if wanted is not None:
-                found.callback(flag, flag(wanted))
+    """Let the process have the model's flags of TorchScript; afterwards they are as they were
+    found. A module keeps those that were set in its first calls.
+
+    Models with equal flags, as most that set none, do not wait for each other, however long their
+    calls take; others wait until nobody needs the flags that are set.
+    """
+    flags = (options.jit_executor, options.jit_profiling, options.tensor_fuser)
+    _IN_FORCE.enter(flags)
+    try:
         yield
+    finally:
+        _IN_FORCE.leave()
 
 
-def _flags(options: Options) -> tuple[tuple[Any, bool | None], ...]:
-    """How to set each flag, which gives what it was before; torch has no public way."""
-    return (
-        (torch._C._jit_set_profiling_executor, options.jit_executor),  # noqa: SLF001
-        (torch._C._jit_set_profiling_mode, options.jit_profiling),  # noqa: SLF001
-        (_set_tensor_fuser, options.tensor_fuser),
-    )
+class _InForce:
+    """The flags that the process has, and how many need them."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._flags: Flags = ()
+        self._users = 0
+        self._found = contextlib.ExitStack()
+
+    def enter(self, flags: Flags) -> None:
+        """Set the flags, once nobody needs others."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._users or self._flags == flags)
+            if not self._users:
+                self._set(flags)
+            self._users += 1
+
+    def leave(self) -> None:
+        """The flags are not needed any more; the last who says so restores what was found."""
+        with self._changed:
+            self._users -= 1
+            if not self._users:
+                self._found.close()
+                self._changed.notify_all()
+
+    def _set(self, flags: Flags) -> None:
+        for flag, wanted in zip(_SETTERS, flags, strict=True):
+            if wanted is not None:
+                self._found.callback(flag, flag(wanted))
+        self._flags = flags
 
 
 def _set_tensor_fuser(on: bool) -> bool:
@@ -65,9 +93,19 @@ def _set_tensor_fuser(on: bool) -> bool:
     return before
 
 
+_SETTERS: tuple[Callable[[bool], bool], ...] = (
+    torch._C._jit_set_profiling_executor,  # noqa: SLF001 - torch has no public way
+    torch._C._jit_set_profiling_mode,  # noqa: SLF001
+    _set_tensor_fuser,
+)
+"""What sets each of the flags; it gives what the flag was before."""
+
+_IN_FORCE = _InForce()
+
+
 class FirstCalls:
-    """A callable that has not been warmed: its first calls run under the flags of its model, one
-    at a time in the process, and the others as they are."""
+    """A callable that has not been warmed: its first calls run under the flags of its model, and
+    the others as they are."""
 
     def __init__(self, forward: Forward, options: Options) -> None:
         self._forward, self._options = forward, options

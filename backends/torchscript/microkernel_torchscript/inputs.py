@@ -16,12 +16,14 @@ from microkernel import (
     element_count,
     inner_dims,
     sequence_inputs,
+    state_outputs,
 )
 from microkernel_torchscript.conversion import STRING, is_supported, to_torch
 from microkernel_torchscript.naming import input_positions
 from microkernel_torchscript.sequences import (
     check_sequence_tensors,
     sequence_position,
+    state_inputs,
 )
 from microkernel_torchscript.signature import REQUIRED, SCALARS, Argument, Signature
 
@@ -122,20 +124,31 @@ def fits_scalar(kind: str, data_type: str) -> bool:
 
 def check_entry(config: ModelConfig, entry: ModelInput | ModelOutput) -> None:
     """Internal, in Triton's words, for a tensor of a type that the backend cannot read, and for one
-    of strings that the configuration lists with more than one dimension."""
+    of strings that the configuration lists with more than one dimension; InvalidArgument for such a
+    state."""
     direction = "input" if isinstance(entry, ModelInput) else "output"
     if not is_supported(entry.data_type):
         raise Internal(
             f"unsupported datatype {entry.data_type} for {direction} '{entry.name}' for model "
             f"'{config.name}'"
         )
-    if entry.data_type != STRING or entry not in (*config.input, *config.output):
+    if entry.data_type != STRING or len(inner_dims(entry)) + (config.max_batch_size > 0) < 2:
         return
-    if len(inner_dims(entry)) + (config.max_batch_size > 0) > 1:
+    if entry.name in state_inputs(config) or entry in state_outputs(config):
+        raise _state_of_strings(config, entry.name)
+    if entry in (*config.input, *config.output):
         raise Internal(
             f"Triton only supports 1 dimensional List of String as {direction} for '{entry.name}' "
             f"for model '{config.name}'"
         )
+
+
+def _state_of_strings(config: ModelConfig, name: str) -> InvalidArgument:
+    cure = "[ ], for the batch has one already" if config.max_batch_size > 0 else "[ -1 ]"
+    return InvalidArgument(
+        f"unable to load model '{config.name}', state '{name}' is a list of strings, which has one "
+        f"dimension: it needs dims: {cure}"
+    )
 
 
 def check_any(names: Collection[object], direction: str) -> None:

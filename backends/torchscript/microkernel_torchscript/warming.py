@@ -5,6 +5,7 @@ work in the first. So a model is called with made-up inputs of the sizes that it
 """
 
 import logging
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -32,6 +33,9 @@ _BATCH_BYTES = 16 << 20
 much."""
 
 _ROW_BYTES = 256 << 20
+
+_ONE_MODEL = threading.Lock()
+"""Held while a model is warmed: another one beside it would spoil its times and random numbers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,12 +81,14 @@ class WarmUp:
     def first_calls(self, forward: Forward) -> Warmth:
         """See `Warm.first_calls`."""
         watched = told_when_long(self._config, self._purpose, self._patience)
-        with compiling(self._options), watched:
+        with compiling(self._options), _ONE_MODEL, watched:
             began = time.perf_counter()
             try:
                 warmth = self._first_calls(forward, began + self._limit)
             except _Refused as refused:
                 warmth = Warmth(failure=str(refused))
+            except (Exception, SystemExit) as error:  # noqa: BLE001 - an equal call succeeded
+                warmth = Warmth(failure=_reason(error), keeps_state=True)
             return replace(warmth, seconds=time.perf_counter() - began)
 
     def touch(self, forward: Forward) -> None:
@@ -245,13 +251,25 @@ def _copied(result: Any) -> Any:
 
 
 def _equal(first: Any, second: Any) -> bool:
+    """Whether two results are the same in what can be an output. What cannot be compared is taken
+    to be: a model may return anything beside its outputs."""
+    try:
+        return _agree(first, second)
+    except Exception:
+        logger.debug("two results cannot be compared", exc_info=True)
+        return True
+
+
+def _agree(first: Any, second: Any) -> bool:
     if isinstance(first, torch.Tensor) and isinstance(second, torch.Tensor):
         return _close(first, second)
     if isinstance(first, dict) and isinstance(second, dict):
-        return first.keys() == second.keys() and all(_equal(first[k], second[k]) for k in first)
+        return first.keys() == second.keys() and all(_agree(first[k], second[k]) for k in first)
     if isinstance(first, list) and isinstance(second, list):
-        return len(first) == len(second) and all(map(_equal, first, second))
-    return type(first) is type(second) and bool(first == second)
+        return len(first) == len(second) and all(map(_agree, first, second))
+    if isinstance(first, str) and isinstance(second, str):
+        return first == second
+    return type(first) is type(second)
 
 
 def _close(first: torch.Tensor, second: torch.Tensor) -> bool:

@@ -53,6 +53,22 @@ class Drop(nn.Module):
         return result
 
 
+FROZEN = ("frozen", "optimized", "traced")
+"""How a module may be frozen."""
+
+
+def save_frozen(form: str, module: nn.Module, files: Path) -> Path:
+    """A frozen module of inputs [B, 4] as `model.pt` in a version directory."""
+    jit: Any = torch.jit
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        module.eval()
+        made = jit.trace(module, torch.rand(2, 4)) if form == "traced" else jit.script(module)
+        made = jit.optimize_for_inference(made) if form == "optimized" else jit.freeze(made)
+        made.save(files / "model.pt")
+    return files
+
+
 class MakesTensors(nn.Module):
     """Names the device of its input, which tracing bakes in, twice."""
 

@@ -46,14 +46,24 @@ def input_names(text: str) -> list[tuple[str, ...]]:
 
 
 def output_names(text: str) -> list[tuple[str, ...]]:
-    """What each tensor of the result may be called, in flattening order: `RESULT[...]`, and the key
-    where the result is a dictionary. Raises Malformed."""
-    return [_names(place.path("RESULT"), place.steps) for place in _places(_parsed(text))]
+    """What each tensor of the result may be called, in flattening order: `RESULT[...]`, and where
+    the whole is a dictionary the key, or the keys and indices with dots between them. Raises
+    Malformed."""
+    root = _parsed(text)
+    keyed = isinstance(root, dict) and root.get("type") in _KEYED
+    return [
+        _told(".".join(map(str, place.steps)) if keyed else "", place.path("RESULT"))
+        for place in _places(root)
+    ]
 
 
 def _names(path: str, steps: Sequence[str | int]) -> tuple[str, ...]:
     own = steps[0] if len(steps) == 1 else None
-    return tuple(name for name in (own if isinstance(own, str) else "", path) if name)
+    return _told(own if isinstance(own, str) else "", path)
+
+
+def _told(*names: str) -> tuple[str, ...]:
+    return tuple(name for name in names if name)
 
 
 def _parsed(text: str) -> Any:

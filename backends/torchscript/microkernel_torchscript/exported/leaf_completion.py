@@ -60,18 +60,21 @@ def input_labels(leaves: Leaves) -> list[str]:
 
 
 def output_labels(leaves: Leaves) -> list[str]:
-    """What each result is called in a configuration made up for it: keys if all have one."""
+    """What each result is called in a configuration made up for it: by the keys that lead to
+    it, if there are such for all and no two are the same."""
     keys = [leaf.names[0] if leaf.names else "" for leaf in leaves]
     plain = all(key and not key.startswith("RESULT") and index_of(key) is None for key in keys)
-    return keys if plain else [f"OUTPUT__{place}" for place in range(len(leaves))]
+    apart = len(set(keys)) == len(keys)
+    return keys if plain and apart else [f"OUTPUT__{place}" for place in range(len(leaves))]
 
 
 def batches(inputs: Leaves, outputs: Leaves) -> bool:
     """Whether the first dimension of all tensors is one and the same size, which varies."""
     leaves = [leaf for leaf in (*inputs, *outputs) if leaf.kind != "constant"]
     first = [leaf.sizes[0] if leaf.sizes else Size(1, 1) for leaf in leaves]
-    symbols = {size.symbol for size in first}
-    return len(symbols) == 1 and "" not in symbols and all(size.admits(1) for size in first)
+    return bool(first and first[0].symbol) and all(
+        size.form == (first[0].symbol, 1, 0) and size.admits(1) for size in first
+    )
 
 
 def _named(leaves: Leaves, names: Sequence[str]) -> list[tuple[int, str, Leaf]]:

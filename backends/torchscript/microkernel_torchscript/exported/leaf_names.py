@@ -35,19 +35,24 @@ def alias_map(leaves: Leaves, prefix: str) -> dict[str, int]:
     return found
 
 
-def leaf_places(names: Sequence[str], known: dict[str, int]) -> list[int]:
+def is_keyed(outputs: Leaves) -> bool:
+    """Whether results lie in a dictionary, so that they have names besides their paths."""
+    return any(not _PATH.match(name) for leaf in outputs for name in leaf.names)
+
+
+def leaf_places(names: Sequence[str], known: dict[str, int], *, keyed: bool = False) -> list[int]:
     """The places of the tensors that a configuration lists.
 
     One convention holds for the list: names of `alias_map`, else `<text>__<index>`, else the order
-    of the configuration. Raises NotFound where some names are of the first kind and one is not, or
-    a place does not exist.
+    of the configuration, though not where tensors are `keyed`. Raises NotFound where some names are
+    of the first kind and one is not, the order does not hold, or a place does not exist.
     """
     if all(name in known for name in names):
         return [known[name] for name in names]
     indexed = all(index_of(name) is not None for name in names)
     if not indexed:
         strange = next(name for name in names if name not in known)
-        if any(name in known or _PATH.match(name) for name in names):
+        if keyed or any(name in known or _PATH.match(name) for name in names):
             raise NotFound(strange)
     free = sorted(set(known.values()))
     places = output_positions(names)

@@ -20,7 +20,13 @@ from microkernel import (
 )
 from microkernel_torchscript.conversion import TORCH_TYPES, type_name
 from microkernel_torchscript.exported.leaf_checks import check_input, check_output
-from microkernel_torchscript.exported.leaf_names import NotFound, alias_map, leaf_places, placed
+from microkernel_torchscript.exported.leaf_names import (
+    NotFound,
+    alias_map,
+    is_keyed,
+    leaf_places,
+    placed,
+)
 from microkernel_torchscript.exported.leaves import Leaf, Leaves, Size, shape_fault
 from microkernel_torchscript.inputs import Feed, InputPlan, check_any, fed_twice, listed_names
 from microkernel_torchscript.outputs import OutputPlan, Wanted
@@ -126,7 +132,7 @@ def output_places(config: ModelConfig, leaves: Leaves) -> dict[str, int]:
     known = alias_map(leaves, "OUTPUT")
     names = [entry.name for entry in config.output]
     try:
-        found = dict(zip(names, leaf_places(names, known), strict=True))
+        found = dict(zip(names, leaf_places(names, known, keyed=is_keyed(leaves)), strict=True))
     except NotFound as name:
         raise InvalidArgument(
             f"unable to load model '{config.name}': the output {name} in the model configuration "

@@ -1,6 +1,6 @@
 """The tensors that a `.pt2` takes and gives, one by one, as plain data."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
@@ -12,16 +12,23 @@ LeafKind: TypeAlias = Literal["tensor", "int", "constant"]
 @dataclass(frozen=True, slots=True)
 class Size:
     """What one dimension may be: `low` to `high`, both included; without `high` there is no end.
-    Sizes of the same `symbol` are equal in every call."""
+    With a `symbol` it is `times` that and `plus` more, and a symbol has one value in every call."""
 
     low: int = 0
     high: int | None = None
     symbol: str = ""
+    times: int = 1
+    plus: int = 0
 
     @property
     def fixed(self) -> bool:
         """Whether there is only one such size."""
         return self.low == self.high
+
+    @property
+    def form(self) -> tuple[str, int, int]:
+        """Sizes with a symbol that are of the same form are equal in every call."""
+        return self.symbol, self.times, self.plus
 
     @property
     def dim(self) -> int:
@@ -78,9 +85,22 @@ def shape_fault(sizes: Sequence[Size], shape: Sequence[int], bound: dict[str, in
     for size, given in zip(sizes, shape, strict=True):
         if not size.admits(given):
             return f"has shape {list(shape)}, the model takes {shape_text(sizes)}"
-        if size.symbol and bound.setdefault(size.symbol, given) != given:
-            return (
-                f"has shape {list(shape)}, where another input has {bound[size.symbol]} "
-                f"in place of {given}: the model takes them in one size"
-            )
+        if size.symbol:
+            unit, rest = divmod(given - size.plus, size.times)
+            if rest or unit < 0 or bound.setdefault(size.symbol, unit) != unit:
+                return _unrelated(size, shape, given, bound)
     return ""
+
+
+def _unrelated(size: Size, shape: Sequence[int], given: int, bound: Mapping[str, int]) -> str:
+    text = f"has shape {list(shape)}"
+    if size.symbol not in bound:
+        more = f" and {size.plus} more" if size.plus else ""
+        return f"{text}, where {given} is not a multiple of {size.times}{more}"
+    wanted = bound[size.symbol] * size.times + size.plus
+    if size.times == 1 and not size.plus:
+        return (
+            f"{text}, where another input has {wanted} in place of {given}: the model takes them "
+            "in one size"
+        )
+    return f"{text}, where another input asks for {wanted} in place of {given}"

@@ -127,5 +127,16 @@ def _size(expression: Any, ranges: Mapping[Any, Any]) -> Size:
     known = bound_sympy(expression, dict(ranges))
     low = int(known.lower) if known.lower.is_Integer else 0
     high = int(known.upper) if known.upper.is_Integer else None
-    symbol = str(expression) if expression.is_Symbol else ""
-    return Size(0 if low <= _GENERAL else low, high, symbol)
+    return Size(0 if low <= _GENERAL else low, high, *_form(expression))
+
+
+def _form(expression: Any) -> tuple[str, int, int]:
+    """A size as a symbol, how many times that and what is added; no symbol for other formulas."""
+    symbols = list(expression.free_symbols)
+    if len(symbols) != 1:
+        return "", 1, 0
+    times = expression.coeff(symbols[0])
+    plus = expression - times * symbols[0]
+    if not (times.is_Integer and plus.is_Integer and times > 0):
+        return "", 1, 0
+    return str(symbols[0]), int(times), int(plus)

@@ -41,6 +41,13 @@ def baked_devices(graph: Any) -> dict[str, str]:
     return found
 
 
+def holds_tensors(graph: Any) -> bool:
+    """Whether a graph has tensors among its constants, as a frozen module has its weights, which
+    move to another device only while the file is loaded."""
+    constants = graph.findAllNodes("prim::Constant")
+    return any(node.output().type().kind() == "TensorType" for node in constants)
+
+
 def judge(baked: Mapping[str, str], device: torch.device | None, gpus: int) -> Verdict:
     """What to do about the devices for an instance on one (None: where its weights are saved), on a
     host with that many GPUs."""
@@ -59,6 +66,12 @@ def judge(baked: Mapping[str, str], device: torch.device | None, gpus: int) -> V
     return Verdict(doubtful=str(doubtful[0]) if doubtful else "")
 
 
+def check_devices(name: str, module: torch.jit.ScriptModule) -> None:
+    """Raises InvalidArgument where the code of a module names a device that is not there."""
+    baked = baked_devices(module.inlined_graph)
+    _check_there(name, baked, judge(baked, None, torch.cuda.device_count()))
+
+
 def fitted(
     name: str, module: torch.jit.ScriptModule, device: torch.device | None, load: Load
 ) -> torch.jit.ScriptModule:
@@ -68,12 +81,7 @@ def fitted(
     if not baked:
         return module
     verdict = judge(baked, device, torch.cuda.device_count())
-    if verdict.missing:
-        raise InvalidArgument(
-            f"unable to load model '{name}': its code names the device {verdict.missing} "
-            f"({baked[verdict.missing]}), which this host lacks; "
-            f"{_cure('a device that is there')}"
-        )
+    _check_there(name, baked, verdict)
     if verdict.replaced:
         # From its file once more: what has run, or was only looked at inlined, is compiled already.
         module = load()
@@ -102,6 +110,15 @@ def replace_device(module: torch.jit.ScriptModule, old: str, new: str) -> int:
                     node.s_("value", new)
                     count += 1
     return count
+
+
+def _check_there(name: str, baked: Mapping[str, str], verdict: Verdict) -> None:
+    if verdict.missing:
+        raise InvalidArgument(
+            f"unable to load model '{name}': its code names the device {verdict.missing} "
+            f"({baked[verdict.missing]}), which this host lacks; "
+            f"{_cure('a device that is there')}"
+        )
 
 
 def _cure(where: str) -> str:

@@ -14,8 +14,16 @@ from typing import Any
 
 import torch
 
-from microkernel import ModelConfig, ModelInput, ModelOutput, sequence_inputs, state_outputs
+from microkernel import (
+    InvalidArgument,
+    ModelConfig,
+    ModelInput,
+    ModelOutput,
+    sequence_inputs,
+    state_outputs,
+)
 from microkernel_torchscript.batching import cannot_batch, suggest_batching, written
+from microkernel_torchscript.gpu.baked import check_devices
 from microkernel_torchscript.inputs import InputPlan, check_kinds, plan_inputs
 from microkernel_torchscript.made_up import PATIENCE, Purpose, told_when_long
 from microkernel_torchscript.naming import index_of
@@ -54,7 +62,13 @@ def complete(config: ModelConfig, path: Path) -> ModelConfig:
     """
     with torch.inference_mode():
         module = load_module(config.name, path, device="cpu", restore_shapes=_is_traced(path))
+    check_devices(config.name, module)
     signature = signature_of(module)
+    if not signature.arguments:
+        raise InvalidArgument(
+            f"unable to complete the configuration of model '{config.name}': its 'forward' takes "
+            f"no arguments, and a model must have at least one input ('{path}')"
+        )
     if not signature.takes_dictionary:
         check_kinds(signature.arguments)
     subject = Subject(

@@ -9,6 +9,7 @@ import torch
 
 from microkernel import MicrokernelError
 from microkernel_torchscript.conversion import CONFIG_NAMES, STRING, unreadable
+from microkernel_torchscript.failures import first_line
 from microkernel_torchscript.probing.examples import CannotTell, Example
 from microkernel_torchscript.results import flatten, is_output
 
@@ -46,7 +47,7 @@ def survey(call: Call, examples: Examples) -> Survey:
     try:
         base = _run(call, examples)
     except Exception as error:  # noqa: BLE001 - a model refuses an input by raising what it likes
-        raise CannotTell(f"the outputs, because a trial run failed: {_last_line(error)}") from None
+        raise CannotTell(f"the outputs, because a trial run failed: {_said(error)}") from None
     free: set[Axis] = set()
     batches = False
     for axis, names in _groups(examples):
@@ -141,8 +142,5 @@ def _open(name: str, shape: Sequence[int], free: set[Axis]) -> tuple[int, ...]:
     return tuple(-1 if (name, axis) in free else size for axis, size in enumerate(shape))
 
 
-def _last_line(error: Exception) -> str:
-    if isinstance(error, MicrokernelError):
-        return str(error)
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[-1]
+def _said(error: Exception) -> str:
+    return str(error) if isinstance(error, MicrokernelError) else first_line(error)

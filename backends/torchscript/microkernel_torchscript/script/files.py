@@ -63,7 +63,9 @@ def load_module(
             f"failed to load model '{name}': the module has no method 'forward', which is the one "
             f"that is called ('{path}'); save a module that has one"
         )
-    if module.training and module.original_name != _FUNCTION:
+    if not hasattr(module, "training"):  # it was frozen, and torch misses it in freezing once more
+        module.eval()
+    elif module.training and module.original_name != _FUNCTION:
         logger.warning(
             "model '%s' was saved in training mode and is switched to evaluation; call eval() "
             "before saving it",

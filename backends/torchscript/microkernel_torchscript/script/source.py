@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from microkernel import ModelConfig, Placement
-from microkernel_torchscript.gpu.baked import fitted
+from microkernel_torchscript.gpu.baked import fitted, holds_tensors
 from microkernel_torchscript.inputs import plan_inputs
 from microkernel_torchscript.outputs import plan_outputs
 from microkernel_torchscript.script.files import load_module
@@ -20,6 +20,8 @@ from microkernel_torchscript.source import Forward, Ready, Source, Warm
 from microkernel_torchscript.tuning.trial import PLAIN
 from microkernel_torchscript.tuning.variants import as_chosen
 from microkernel_torchscript.warming import NoWarmUp
+
+_CPU = torch.device("cpu")
 
 
 class ScriptSource(Source):
@@ -71,10 +73,11 @@ class ScriptSource(Source):
     def _modules_on(self, device: torch.device | None) -> Modules:
         """The modules of one device; the one that was loaded for the checks is the first."""
         load = partial(self._file.load_for, device)
-        if device is not None and self._unused:
-            first = self._file.chosen(self._unused.pop().to(device), device)
-        else:
+        unused = self._unused.pop() if device is not None and self._unused else None
+        if unused is None or (device != _CPU and holds_tensors(unused.inlined_graph)):
             first = load()
+        else:
+            first = self._file.chosen(unused.to(device), device)
         return Modules(self._file.name, load, first, sharing=self._sharing)
 
 

@@ -25,7 +25,7 @@ class CompiledSource(Source):
         """Load the package, and check the configuration against the signature of the file, whose
         weights are not kept. Raises what loading a TorchScript model raises, and Internal for a
         package that torch cannot load."""
-        module = load_module(config.name, path, device="meta")
+        module = _without_weights(config.name, path)
         self.inputs = plan_inputs(config, signature_of(module))
         self.outputs = plan_outputs(config)
         self._name, self._package, self._form = config.name, package, form_of(module)
@@ -45,6 +45,15 @@ class CompiledSource(Source):
 
     def _opened(self) -> Compiled:
         return open_compiled(self._name, self._package, self._form)
+
+
+def _without_weights(name: str, path: Path) -> torch.jit.ScriptModule:
+    """The module of a file, with its weights only where it was frozen: they are constants then,
+    whose values torch compares as it loads them."""
+    try:
+        return load_module(name, path, device="meta")
+    except Internal:
+        return load_module(name, path, device="cpu")
 
 
 def compiled_source(config: ModelConfig, path: Path, package: Path) -> CompiledSource | None:
