@@ -12,7 +12,7 @@ from microkernel.ensembles.flow import Value
 from microkernel.ensembles.graph import Graph
 from microkernel.errors import MicrokernelError, Unsupported
 from microkernel.models.ensemble_run import Circumstances, EnsembleRun
-from microkernel.request import Answer, InferRequest, InferResponse
+from microkernel.request import Answer, InferRequest, InferResponse, Spent
 from microkernel.request import Sequence as Seq
 from microkernel.responses import ResponseStream
 from microkernel.scheduling.choice import is_keeper, scheduler_of
@@ -154,6 +154,6 @@ class Composed:
     async def _run(self, request: InferRequest) -> None:
         given: list[Mapping[str, Value]] = []
         run = EnsembleRun(
-            self._about, request, self._models, lambda values, _: given.append(values)
+            self._about, request, self._models, lambda values, _: given.append(values), Spent()
         )
         await run.run(self._inputs)

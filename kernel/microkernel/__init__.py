@@ -56,6 +56,7 @@ from microkernel.errors import (
     Unsupported,
     WorkerFailed,
     error_from,
+    error_summary,
 )
 from microkernel.families import Metric, MetricFamily, MetricKind
 from microkernel.frontend import Frontend, FrontendFactory, Listening
@@ -103,6 +104,7 @@ from microkernel.tensor import (
     element_count,
     encode_bytes,
     raw_view,
+    unknown_type,
 )
 from microkernel.trace import Trace, TracedTensor
 from microkernel.whole_files import whole_file
@@ -249,6 +251,7 @@ __all__ = [
     "element_count",
     "encode_bytes",
     "error_from",
+    "error_summary",
     "export_dlpack",
     "hookimpl",
     "inner_dims",
@@ -264,5 +267,6 @@ __all__ = [
     "sequence_inputs",
     "state_outputs",
     "statistics_document",
+    "unknown_type",
     "whole_file",
 ]

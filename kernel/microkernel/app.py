@@ -19,7 +19,7 @@ from microkernel.cache import Cache
 from microkernel.cache_config import parse_cache_config
 from microkernel.caching.opening import open_cache
 from microkernel.errors import InvalidArgument, MicrokernelError, Unavailable
-from microkernel.frontend import Frontend, Listens, clash
+from microkernel.frontend import Doubts, Frontend, Listens, clash
 from microkernel.log import LogControl
 from microkernel.log_file import LogFile
 from microkernel.metrics.config import parse_metrics_config
@@ -29,6 +29,7 @@ from microkernel.models.catalogue import Catalogue
 from microkernel.models.loader import Loader, LoaderSettings, Offer
 from microkernel.models.poller import Poller
 from microkernel.models.table import ModelTable
+from microkernel.open_files import AcceptFailures, raise_limit
 from microkernel.options import remarks
 from microkernel.plugins import Plugin, Plugins
 from microkernel.scheduling.rate_limiter import RateLimiter
@@ -67,7 +68,9 @@ class Setup:
         own = self.settings
         found = remarks(own)
         for plugin in self.plugins.usable():
-            found += remarks(self.plugin_settings(plugin))
+            settings = self.plugin_settings(plugin)
+            found += remarks(settings)
+            found += settings.doubts() if isinstance(settings, Doubts) else ()
         found += without_effect(parse_backend_config(own.backend_config), self.plugins.all)
         asked = own.repository_poll_secs != ServerSettings().repository_poll_secs
         if asked and own.model_control_mode != "poll":
@@ -102,7 +105,7 @@ class Setup:
         settings = LoaderSettings(
             self.settings.model_config_name,
             not strict,
-            self.settings.log_verbose > 0,
+            self.log,
             parse_metrics_config(self.settings.metrics_config),
             parse_host_policies(self.settings.host_policy, host.affinity()),
             self._strategies(),
@@ -170,6 +173,14 @@ class Serving:
                 self._poller.start(self._settings.repository_poll_secs)
         return failed
 
+    async def poll(self) -> None:
+        """Look for changes in the repositories now, and wait until they are carried out. Raises
+        Unavailable unless the control mode is poll."""
+        if self._settings.model_control_mode != "poll":
+            raise Unavailable("polling is disabled: the model control mode is not POLL")
+        await self._poller.check()
+        await self._poller.settle()
+
     def _show_models(self) -> None:
         rows = [
             {"model": m.name, "version": m.version, "state": m.state, "reason": m.reason}
@@ -197,13 +208,19 @@ class Serving:
         return float(max(0, self._settings.exit_timeout_secs))
 
     async def stop(self) -> bool:
-        """Stop listening, finish what was accepted, stop the models; whether all was finished."""
+        """Finish what was accepted, stop listening, stop the models; whether all was finished.
+
+        Meanwhile the front ends say that the server is not ready, bring the rest of the sequences
+        that have begun and refuse other requests. Without anything to finish, all stops at once.
+        """
+        clock = asyncio.get_running_loop().time
+        latest = clock() + self._limit
         self.port.exiting()
         await self._poller.stop()
-        early = [f.stop(self._limit + GRACE) for f, last in self._frontends if not last]
-        closing = asyncio.gather(*early, return_exceptions=True)
         in_time = await self._catalogue.drain(self._limit)
-        await _report(closing)
+        left = max(0.0, latest - clock()) + GRACE
+        early = [f.stop(left) for f, last in self._frontends if not last]
+        await _report(asyncio.gather(*early, return_exceptions=True))
         await self._catalogue.stop()
         late = [f.stop(GRACE) for f, last in self._frontends if last]
         await _report(asyncio.gather(*late, return_exceptions=True))
@@ -238,6 +255,7 @@ class App:
         that cannot be right.
         """
         loop = asyncio.get_running_loop()
+        loop.set_exception_handler(AcceptFailures())
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, self._signalled, signal.Signals(number).name)
         if (file := self._setup.log.file) is not None:
@@ -261,8 +279,10 @@ class App:
 
     async def _start(self) -> bool:
         """Load the models and listen. False where something went wrong; a signal that comes while
-        models are loaded ends the loading and is nothing wrong."""
+        models are loaded ends the loading and is nothing wrong. What is wrong with the settings of
+        a front end is found before a model is loaded."""
         began = time.monotonic()
+        made = self._made()
         loading = asyncio.ensure_future(self._serving.load())
         stopping = asyncio.ensure_future(self._stopping.wait())
         await asyncio.wait({loading, stopping}, return_when=asyncio.FIRST_COMPLETED)
@@ -274,17 +294,23 @@ class App:
         if failed := await loading:
             log.error("failed to load all models; --exit-on-error=false would go on", models=failed)
             return False
-        await self._listen()
+        await self._listen(made)
         log.info("server started", seconds=round(time.monotonic() - began, 3))
         return True
 
-    async def _listen(self) -> None:
+    def _made(self) -> list[tuple[Frontend, bool]]:
+        """Every front end, not listening yet, and whether it is stopped last."""
+        setup, port = self._setup, self._serving.port
+        return [
+            (kind.factory(port, setup.plugin_settings(plugin)), kind.last)
+            for plugin in setup.plugins.usable()
+            for kind in plugin.frontends
+        ]
+
+    async def _listen(self, made: Sequence[tuple[Frontend, bool]]) -> None:
         listening = False
-        for plugin in self._setup.plugins.usable():
-            settings = self._setup.plugin_settings(plugin)
-            for kind in plugin.frontends:
-                frontend = kind.factory(self._serving.port, settings)
-                listening |= await self._serving.listen(frontend, last=kind.last)
+        for frontend, last in made:
+            listening |= await self._serving.listen(frontend, last=last)
         if not listening:
             log.warning("no protocol listens; see `microkernel plugins`")
 
@@ -306,6 +332,8 @@ async def _report(closing: "asyncio.Future[list[BaseException | None]]") -> None
 def _repositories(settings: ServerSettings) -> list[Path]:
     if not settings.model_repository:
         raise InvalidArgument("--model-repository must be given at least once")
+    if "" in settings.model_repository:
+        raise InvalidArgument("--model-repository is empty")
     return [Path(path) for path in settings.model_repository]
 
 
@@ -330,6 +358,7 @@ def run(setup: Setup) -> int:
     async def serve() -> int:
         return await App(setup).run()
 
+    raise_limit()
     try:
         return asyncio.run(serve())
     except (InvalidArgument, Unavailable) as error:

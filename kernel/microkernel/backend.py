@@ -88,6 +88,13 @@ class Instance(ABC):
         for sender, outcome in zip(senders, self.execute(batch), strict=True):
             sender.send(outcome, final=True)
 
+    def readiness(self) -> Callable[[], bool] | None:
+        """What tells whether the instance is ready, None where it is as long as its worker lives,
+        as most are. Asked for once, when the instance has been made. It is called for checks of the
+        model's readiness, on a thread of its own beside `execute`, once at a time; taking long and
+        raising mean no. Requests come whatever it says."""
+        return None
+
     def close(self) -> None:  # noqa: B027 - most instances have nothing to give back
         """The instance is not used any more."""
 

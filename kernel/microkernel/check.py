@@ -26,9 +26,7 @@ class Verdict:
     added: tuple[str, ...]
 
 
-async def check(
-    repository: Path, loader: Loader, *, load: bool = False
-) -> AsyncIterator[Verdict]:
+async def check(repository: Path, loader: Loader, *, load: bool = False) -> AsyncIterator[Verdict]:
     """A verdict for every model in name order. Raises InvalidArgument where there is no repository.
 
     Backends complete configurations in workers, as at a load. No model is loaded, unless `load`

@@ -33,8 +33,9 @@ class Histogram:
         self.total: float = 0
 
     def add(self, value: float) -> None:
-        """Count an observation."""
-        self.counts[bisect_left(self.bounds, value)] += 1
+        """Count an observation; what is not a number, in the bucket without an end."""
+        place = bisect_left(self.bounds, value) if value == value else -1  # noqa: PLR0124 - NaN
+        self.counts[place] += 1
         self.total += value
 
 

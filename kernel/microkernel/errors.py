@@ -110,6 +110,15 @@ _BY_CODE: dict[str, type[MicrokernelError]] = {
 }
 
 
+def error_summary(error: BaseException) -> str:
+    """`TypeName: message`; the type alone for an exception that cannot tell its message."""
+    name = type(error).__name__
+    try:
+        return f"{name}: {error}"
+    except BaseException:  # noqa: BLE001 - a stranger's method
+        return name
+
+
 def error_from(code: str, message: str) -> MicrokernelError:
     """Rebuild an error from its `code` and message; an unknown code gives `Unknown`."""
     return _BY_CODE.get(code, Unknown)(message)

@@ -9,8 +9,8 @@ from microkernel.port import Port
 
 
 class Frontend(Protocol):
-    """A protocol's server. Made with the port and the plug-in's settings; it imports its library
-    only then."""
+    """A protocol's server. Made with the port and the plug-in's settings, before a model is loaded,
+    so that wrong settings are found at once; it imports its library only then."""
 
     async def start(self) -> str | None:
         """Listen. Returns the line to log, such as `Started HTTPService at 0.0.0.0:8000`, None when
@@ -62,6 +62,15 @@ class Listens(Protocol):
 
     def listening(self) -> Sequence[Listening]:
         """What will be listened on."""
+        ...
+
+
+@runtime_checkable
+class Doubts(Protocol):
+    """What the settings of a front end may have beside their options, too."""
+
+    def doubts(self) -> Sequence[str]:
+        """What the operator should be told of settings that change nothing, a line each."""
         ...
 
 

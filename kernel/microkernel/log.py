@@ -2,11 +2,12 @@
 
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from typing import Any, TextIO
 
 import structlog
+from structlog.tracebacks import ExceptionDictTransformer
 from structlog.typing import EventDict, Processor, WrappedLogger
 
 from microkernel.errors import InvalidArgument
@@ -18,6 +19,12 @@ from microkernel.settings import ServerSettings
 FORMATS = ("default", "ISO8601")
 """The forms of the time that the log knows."""
 
+_MOST_VERBOSE = 2**32 - 1
+"""The highest level that gRPC's message can tell."""
+
+_WITHOUT_VALUES = ExceptionDictTransformer(show_locals=False)
+"""How a traceback is told. The variables of its frames may hold keys and the data of clients."""
+
 
 class LogControl:
     """The settings of the log in force; they can be changed while the server runs. `file` is where
@@ -26,9 +33,25 @@ class LogControl:
     def __init__(self, settings: LogSettings, file: LogFile | None = None) -> None:
         self.settings = settings
         self.file = file
+        self._followers: set[Callable[[bool], None]] = set()
+
+    @property
+    def verbose(self) -> bool:
+        """Whether verbose lines are logged."""
+        return self.settings.log_verbose_level > 0
+
+    def follow(self, follower: Callable[[bool], None]) -> None:
+        """Have `follower` told whether verbose lines are logged, now and whenever that changes."""
+        self._followers.add(follower)
+        follower(self.verbose)
+
+    def leave(self, follower: Callable[[bool], None]) -> None:
+        """Have it told no more; one that does not follow is left alone."""
+        self._followers.discard(follower)
 
     def change(self, changes: LogChanges) -> LogSettings:
-        """Change what is given; the settings then. Raises InvalidArgument for an unknown format."""
+        """Change what is given; the settings then. Raises InvalidArgument for an unknown format and
+        a level that is too high."""
         given = {f.name: getattr(changes, f.name) for f in fields(changes)}
         wanted = {name: value for name, value in given.items() if value is not None}
         if wanted.get("log_format", "default") not in FORMATS:
@@ -36,7 +59,16 @@ class LogControl:
                 f"invalid argument for log_format: '{changes.log_format}', must be one of "
                 f"{', '.join(FORMATS)}"
             )
+        if not 0 <= wanted.get("log_verbose_level", 0) <= _MOST_VERBOSE:
+            raise InvalidArgument(
+                f"invalid argument for log_verbose_level: '{changes.log_verbose_level}', must be "
+                f"from 0 to {_MOST_VERBOSE}"
+            )
+        before = self.verbose
         self.settings = replace(self.settings, **wanted)
+        if self.verbose != before:
+            for follower in tuple(self._followers):
+                follower(self.verbose)
         return self.settings
 
 
@@ -58,10 +90,15 @@ def configure(
     human = settings.log_format == "console" or (settings.log_format != "json" and terminal)
     final: list[Processor]
     if human:
-        final = [_lay_out_tables, structlog.dev.ConsoleRenderer(colors=terminal)]
+        final = [
+            _lay_out_tables,
+            structlog.dev.ConsoleRenderer(
+                colors=terminal, exception_formatter=structlog.dev.plain_traceback
+            ),
+        ]
     else:
         final = [
-            structlog.processors.dict_tracebacks,
+            structlog.processors.ExceptionRenderer(_WITHOUT_VALUES),
             structlog.processors.JSONRenderer(default=str),
         ]
     structlog.configure(

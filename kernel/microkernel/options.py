@@ -78,6 +78,16 @@ class Option:
         """The spelling that counts where a flag has several."""
         return self.flag.partition(" ")[0]
 
+    def meant(self, value: Any) -> Any:
+        """The value with every choice spelled as it is declared: like Triton's, they may be given
+        in any case."""
+        if self.many:
+            return tuple(map(self._choice, value))
+        return self._choice(value)
+
+    def _choice(self, text: Any) -> Any:
+        return next((c for c in self.choices if c.lower() == text.lower()), text)
+
     def fault(self, value: Any) -> str:
         """What the value, or one of those of a repeated field, must be; "" where it is right."""
         for one in value if self.many else (value,):
@@ -174,6 +184,8 @@ def _checked(value: object, kind: type[object], spec: Option, where: str) -> obj
         raise InvalidArgument(f"{where} must be of type {kind.__name__}, got {value!r}")
     if kind is tuple and not all(isinstance(one, str) for one in cast("Any", value)):
         raise InvalidArgument(f"{where} must be a list of texts, got {value!r}")
+    if spec.choices:
+        value = spec.meant(value)
     if fault := spec.fault(value):
         raise InvalidArgument(f"{where} {fault}, got {value!r}")
     return value

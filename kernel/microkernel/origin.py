@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from contextvars import ContextVar
 
 from microkernel.request import InferRequest
-from microkernel.trace import Trace
 
 _MODEL: ContextVar[tuple[str, int] | None] = ContextVar("model", default=None)
 _BATCH: ContextVar[tuple[list[str], list[str]] | None] = ContextVar("batch", default=None)
@@ -29,14 +28,9 @@ def works_for(requests: Sequence[InferRequest]) -> None:
             if request.id:
                 texts[0].append(request.id)
             if request.trace is not None:
-                texts[1].append(trace_id(request.trace))
+                texts[1].append(request.trace.shown_id)
     if texts is not None or _BATCH.get() is not None:
         _BATCH.set(texts)
-
-
-def trace_id(trace: Trace) -> str:
-    """The id by which people find a trace: the W3C one where there is one, else its number."""
-    return trace.context.split("-")[1] if trace.context else str(trace.id)
 
 
 def origin() -> dict[str, object]:

@@ -14,6 +14,7 @@ from typing import ClassVar
 
 from microkernel.cuda_ipc import HANDLE_SIZE, CudaDriver, CudaMemory
 from microkernel.errors import Internal, InvalidArgument
+from microkernel.open_files import none_left
 from microkernel.port import CudaRegion, SystemRegion
 from microkernel.request import RegionPart
 from microkernel.tensor import Buffer
@@ -183,5 +184,6 @@ def check_key(about: SystemRegion) -> str:
 def _opened(about: SystemRegion) -> int:
     try:
         return os.open(_FOLDER / check_key(about), os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
-    except OSError:
-        raise Internal(f"Unable to open shared memory region: '{about.key}'") from None
+    except OSError as error:
+        reason = ", for the server has too many files open" if none_left(error) else ""
+        raise Internal(f"Unable to open shared memory region: '{about.key}'{reason}") from None

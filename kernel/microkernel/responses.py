@@ -38,6 +38,7 @@ class ResponseStream(AsyncIterator[InferResponse]):
         self._bytes = 0
         self._throttled = False
         self._changes: list[Change] = []
+        self._unread: Callable[[InferResponse], object] | None = None
         self._arrived: asyncio.Future[None] | None = None
         self._ended = False
         self._closed = False
@@ -46,6 +47,8 @@ class ResponseStream(AsyncIterator[InferResponse]):
     def put(self, response: InferResponse) -> None:
         """A response has come; one that comes after the final one or after `close` is dropped."""
         if self._ended or self._closed:
+            if self._closed and self._unread is not None:
+                self._unread(response)
             return
         self._responses.append(response)
         if response.final:
@@ -62,6 +65,10 @@ class ResponseStream(AsyncIterator[InferResponse]):
         those that were given before. A MicrokernelError that it raises stands in place of the
         outputs. It is called again for a response whose reader was cancelled."""
         self._changes.append(change)
+
+    def unread(self, told: Callable[[InferResponse], object]) -> None:
+        """Have `told` hear of every response that the consumer leaves unread."""
+        self._unread = told
 
     def hold(self) -> None:
         """Give out nothing until `release`: what comes waits as if it were not read."""
@@ -133,6 +140,9 @@ class ResponseStream(AsyncIterator[InferResponse]):
         if self._closed:
             return
         self._closed = True
+        if self._unread is not None:
+            for response in self._responses:
+                self._unread(response)
         self._responses.clear()
         self._changes.clear()
         if self._arrived is not None and not self._arrived.done():

@@ -63,7 +63,7 @@ class _Flag(click.Option):
 
 def _type(kind: type[object], spec: Option) -> click.ParamType[Any]:
     if spec.choices:
-        return click.Choice(spec.choices)
+        return click.Choice(spec.choices, case_sensitive=False)
     types: dict[type[object], click.ParamType[Any]] = {bool: click.BOOL, int: click.INT}
     base = types.get(kind) or (click.FLOAT if kind is float else click.STRING)
     if spec.flag == "--log-verbose":

@@ -88,7 +88,7 @@ class KernelServer:
         self._metrics.start()
 
     def exiting(self) -> None:
-        """From now on the server is not healthy; requests are still answered."""
+        """From now on the server is not healthy and loads nothing; requests are still answered."""
         self._exiting = True
         self._metrics.stop()
 
@@ -101,14 +101,14 @@ class KernelServer:
         """See `Port.infer`."""
         model = self._table.find(request.model_name, request.version)
         if request.shared_inputs or request.shared_outputs:
-            return await self._memory.infer(request, model.infer)
+            return await self._memory.infer(request, model.infer, model.check_ahead)
         return await model.infer(request)
 
     async def stream(self, request: InferRequest) -> ResponseStream:
         """See `Port.stream`."""
         model = self._table.find(request.model_name, request.version)
         if request.shared_inputs or request.shared_outputs:
-            return await self._memory.stream(request, model.stream)
+            return await self._memory.stream(request, model.stream, model.check_ahead)
         return await model.stream(request)
 
     async def begin_trace(self, request: InferRequest, context: TraceContext) -> Trace | None:
@@ -143,7 +143,7 @@ class KernelServer:
     async def ready(self) -> bool:
         """See `Port.ready`."""
         self._check_exit()
-        return self._started and (not self._strict or self._table.all_ready())
+        return self._started and (not self._strict or await self._table.all_say_ready())
 
     def _check_exit(self) -> None:
         if self._exiting:
@@ -151,7 +151,7 @@ class KernelServer:
 
     async def model_ready(self, name: str, version: int = LATEST) -> bool:
         """See `Port.model_ready`."""
-        return not self._exiting and self._table.ready(name, version)
+        return not self._exiting and await self._table.says_ready(name, version)
 
     async def metadata(self) -> ServerMetadata:
         """See `Port.metadata`."""
@@ -201,6 +201,7 @@ class KernelServer:
     ) -> None:
         """See `Port.load_model`."""
         self._check_explicit()
+        self._check_exit()
         check_name(name)
         try:
             override = await asyncio.to_thread(Override.of, config, files or {})

@@ -33,8 +33,9 @@ class ServerSettings(AcceptedSettings):
         15,
         group="Models",
         flag="--repository-poll-secs",
-        check=Between(1),
-        about="With --model-control-mode=poll: seconds between looks at the repositories.",
+        check=Between(0),
+        about="With --model-control-mode=poll: seconds between looks at the repositories; 0 for "
+        "none after the start.",
     )
     load_model: tuple[str, ...] = option(
         (),
@@ -210,7 +211,11 @@ class ServerSettings(AcceptedSettings):
         about="Deprecated: --trace-config triton,log-frequency=FREQUENCY.",
     )
     log_verbose: int = option(
-        0, group="Logging", flag="--log-verbose", about="0 for normal, 1 or more for verbose."
+        0,
+        group="Logging",
+        flag="--log-verbose",
+        check=Between(0, 2**32 - 1),
+        about="0 for normal, 1 or more for verbose.",
     )
     log_info: bool = option(
         True, group="Logging", flag="--log-info", about="Whether to log informational lines."

@@ -14,6 +14,7 @@ from microkernel.errors import (
     NotFound,
     Unsupported,
 )
+from microkernel.open_files import most_open_files
 from microkernel.port import CudaRegion, SystemRegion
 from microkernel.regions import OpenCudaRegion, OpenSystemRegion, Region, check_key
 from microkernel.request import InferRequest, InferResponse, RegionPart
@@ -22,10 +23,20 @@ from microkernel.tensor import Tensor
 
 Infer: TypeAlias = Callable[[InferRequest], Awaitable[InferResponse]]
 Stream: TypeAlias = Callable[[InferRequest], Awaitable[ResponseStream]]
+Check: TypeAlias = Callable[[InferRequest], None]
 Regions: TypeAlias = Mapping[str, Region]
 
 MOST_REGIONS = 4096
-"""How many regions may be registered at once."""
+"""How many regions may be registered at once, where the server may have twice as many files open;
+else half of those, for the others are the connections'."""
+
+MUCH = 1 << 20
+"""A request that has more bytes than this in shared memory is checked before they are read, and
+once more with them, like every other."""
+
+
+def _any(_: InferRequest) -> None:
+    return None
 
 
 class SharedMemory:
@@ -84,8 +95,9 @@ class SharedMemory:
         leaving = self._leaving.get(name, _nobody)()
         if name in self._regions or name in self._opening or leaving is not None:
             raise AlreadyExists(f"shared memory region '{name}' already in manager")
-        if len(self._regions) + len(self._opening) >= MOST_REGIONS:
-            raise InvalidArgument(f"no more than {MOST_REGIONS} regions can be registered")
+        most = _most_regions(most_open_files())
+        if len(self._regions) + len(self._opening) >= most:
+            raise InvalidArgument(f"no more than {most} regions can be registered")
 
     def status(self, name: str = "") -> Sequence[SystemRegion]:
         """The regions of the system in name order, or the one of that name. Raises NotFound."""
@@ -138,25 +150,31 @@ class SharedMemory:
         region.check(part)
         return region
 
-    async def infer(self, request: InferRequest, run: Infer) -> InferResponse:
+    async def infer(self, request: InferRequest, run: Infer, check: Check = _any) -> InferResponse:
         """Run a request whose tensors lie in regions: inputs are read from them before `run`, and
         outputs written to them after it. The regions are held until then, whatever a client
-        unregisters meanwhile. Raises what `find`, `Region.read`, `Region.write` and `run` do."""
+        unregisters meanwhile. `check` is asked before much is read, and raises where that would be
+        in vain. Raises what `find`, `check`, `Region.read`, `Region.write` and `run` do."""
         outputs = {name: self.find(part) for name, part in request.shared_outputs.items()}
-        return await _placed(await run(await self._filled(request)), request, outputs)
+        return await _placed(await run(await self._filled(request, check)), request, outputs)
 
-    async def stream(self, request: InferRequest, run: Stream) -> ResponseStream:
+    async def stream(
+        self, request: InferRequest, run: Stream, check: Check = _any
+    ) -> ResponseStream:
         """As `infer`, for a request with a stream of responses: each of them is written to the same
         places, and one that cannot be becomes an error."""
         regions = {name: self.find(part) for name, part in request.shared_outputs.items()}
-        stream = await run(await self._filled(request))
+        stream = await run(await self._filled(request, check))
         if regions:
             stream.then(partial(_placed, request=request, regions=regions))
         return stream
 
-    async def _filled(self, request: InferRequest) -> InferRequest:
+    async def _filled(self, request: InferRequest, check: Check) -> InferRequest:
         parts = request.shared_inputs
         regions = {name: self.find(part) for name, part in parts.items()}
+        # A few bytes may name an input again and again, and each would be read.
+        if sum(parts[t.name].byte_size for t in request.inputs if t.name in parts) > MUCH:
+            check(request)
         inputs = []
         for tensor in request.inputs:
             if (region := regions.get(tensor.name)) is not None:
@@ -191,6 +209,10 @@ async def _placed(
 
 def _nobody() -> None:
     return None
+
+
+def _most_regions(open_files: int) -> int:
+    return MOST_REGIONS if open_files < 0 else min(MOST_REGIONS, open_files // 2)
 
 
 def _check_name(name: str) -> None:

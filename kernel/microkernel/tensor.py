@@ -21,6 +21,7 @@ Shape: TypeAlias = tuple[int, ...]
 Buffer: TypeAlias = bytes | bytearray | memoryview
 
 _LENGTH = struct.Struct("<I")
+_AT_ONCE = 4 << 10
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -28,7 +29,7 @@ class DataType:
     """One element type. Rows are compared by identity: there is exactly one object per type.
 
     `size` is the bytes of an element, 0 where it varies (BYTES). `numpy` is None where numpy has no
-    such type (BF16).
+    such type (BF16). `number` is that of the configuration, 0 for what is no type at all.
     """
 
     name: str
@@ -40,6 +41,11 @@ class DataType:
     def config_name(self) -> str:
         """The name in `config.pbtxt`: `TYPE_FP32`; BYTES is spelled `TYPE_STRING` there."""
         return "TYPE_STRING" if self.name == "BYTES" else f"TYPE_{self.name}"
+
+    @property
+    def shown(self) -> str:
+        """The name in messages, where Triton shows what is no type as `<invalid>`."""
+        return self.name if self.number else "<invalid>"
 
     def __repr__(self) -> str:
         return self.name
@@ -76,6 +82,12 @@ BY_NUMBER: Mapping[int, DataType] = {row.number: row for row in DATA_TYPES.value
 _BY_NUMPY: Mapping[np.dtype[Any], DataType] = {
     row.numpy: row for row in DATA_TYPES.values() if row.numpy is not None
 }
+
+
+def unknown_type(name: str) -> DataType:
+    """A row for a name that is no type's. It is none of the types, so no model takes a tensor of
+    it: who checks the request can say which input is wrong, and what would be right."""
+    return DataType(name, 0, 0, None)
 
 
 def datatype_of(array: Array) -> DataType:
@@ -171,6 +183,10 @@ def raw_view(array: Array) -> memoryview:
 def encode_bytes(elements: Sequence[object]) -> bytes:
     """BYTES elements in the raw layout; an element that is not `bytes` becomes `str(element)` in
     UTF-8."""
+    count = len(elements)
+    if count > _AT_ONCE:  # the parts of tiny elements take many times what they are joined to
+        starts = range(0, count, _AT_ONCE)
+        return b"".join([encode_bytes(elements[i : i + _AT_ONCE]) for i in starts])
     parts: list[bytes] = []
     for element in elements:
         raw = element if isinstance(element, bytes) else str(element).encode()

@@ -46,6 +46,15 @@ class TlsFiles:
         self._read()
         return self._context()
 
+    def unused(self) -> list[str]:
+        """What to tell an operator who names files where nothing is served over TLS."""
+        paths = {"server-cert": self.certificate, "server-key": self.key, "root-cert": self.roots}
+        return [
+            f"{self.flags}-{name} has no effect without {self.flags}-use-ssl"
+            for name, path in paths.items()
+            if path
+        ]
+
     def _read(self) -> TlsContents:
         wanted = self.mutual or self.roots
         return TlsContents(

@@ -45,6 +45,12 @@ class Trace:
     group: int = 0
     ended_ns: int = 0
 
+    @property
+    def shown_id(self) -> str:
+        """The id by which people find the trace: the W3C one where there is one, else its
+        number."""
+        return self.context.split("-")[1] if self.context else str(self.id)
+
     def mark(self, name: str, ns: int = 0) -> None:
         """Record that something happened, now or at the moment `ns`."""
         if self.wants_timestamps:

@@ -206,6 +206,28 @@ def test_completing_and_validating_agree() -> None:
             "configuration expects 1 inputs, model provides 0",
         ),
         (
+            config_from_json(
+                {
+                    "name": "m",
+                    "max_batch_size": 2,
+                    "input": [
+                        {
+                            "name": "x",
+                            "data_type": "TYPE_FP32",
+                            "dims": [-1],
+                            "allow_ragged_batch": True,
+                            "optional": True,
+                        }
+                    ],
+                    "batch_input": [{"target_name": ["n"], "data_type": "TYPE_FP32"}],
+                }
+            ),
+            graph({"x": (-1,), "n": (-1,)}, {}),
+            InvalidArgument,
+            "configuration expects 1 inputs, model provides 2; input 'x' is optional, but the "
+            "model needs it",
+        ),
+        (
             ModelConfig(
                 name="m", max_batch_size=2, input=(fp32("x", -1, allow_ragged_batch=True),)
             ),

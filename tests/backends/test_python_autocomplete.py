@@ -199,6 +199,7 @@ def test_a_load_after_completion_imports_once(tmp_path: Path) -> None:
             r"^ValueError: input 'X' .* is missing 'data_type' property.\n\nAt:\n  .*model\.py\(6\)"
             r": auto_complete_config\n$",
         ),
+        ("raise KeyboardInterrupt('k')", Internal, r"^KeyboardInterrupt: k\n\nAt:\n"),
         (
             "config.as_dict()['no'] = 1; return config",
             InvalidArgument,

@@ -43,6 +43,7 @@ CLOSED = "Unable to send response. Response sender has been closed."
     [
         ("raise ValueError('no')", "ValueError: no\n\nAt:\n"),
         ("raise SystemExit(3)", "SystemExit: 3\n\nAt:\n"),
+        ("raise KeyboardInterrupt(4)", "KeyboardInterrupt: 4\n\nAt:\n"),
         ("sender.send(flags=3)", "TritonModelException: Unable to send response. Unsupported"),
         *(
             (
@@ -274,25 +275,30 @@ def test_a_coroutine_that_only_waits_is_not_collected(start: Callable[..., Any])
     assert client.all() == [1]
 
 
+@pytest.mark.parametrize("error", ["ValueError", "KeyboardInterrupt", "CancelledError"])
 def test_an_async_failure_ends_only_what_it_let_go_of(
-    start: Callable[..., Any], caplog: pytest.LogCaptureFixture
+    start: Callable[..., Any], caplog: pytest.LogCaptureFixture, error: str
 ) -> None:
     """Tasks that the coroutine started go on."""
     instance = start(
-        """
+        f"""
+        from asyncio import CancelledError
         async def one(request):
             sender = request.get_response_sender()
             if number(request) == 1:
-                raise ValueError("no")
+                raise {error}("no")
             await asyncio.to_thread(GO.wait)
             sender.send(answer(number(request)), FINAL)
-        await asyncio.gather(*map(one, requests))
+        others = [asyncio.create_task(one(request)) for request in requests[1:]]
+        KEPT.extend(others)
+        await asyncio.sleep(0)
+        await one(requests[0])
         """,
         asynchronous=True,
     )
     failed, going_on = stream(instance, 1, 2)
-    (error,) = failed.all()
-    assert str(error).startswith(f"{FAILED}ValueError: no\n\nAt:\n")
+    (failure,) = failed.all()
+    assert str(failure).startswith(f"{FAILED}{error}: no\n\nAt:\n")
     model_module().GO.set()
     assert going_on.all() == [2]
     assert any(record.exc_info and "failed" in record.getMessage() for record in caplog.records)

@@ -180,6 +180,9 @@ ANSWER = "pb_utils.InferenceResponse([])"
         ),
         ("raise ValueError('no')", "ValueError: no\n\nAt:\n"),
         ("raise SystemExit(1)", "SystemExit: 1\n\nAt:\n"),
+        ("raise KeyboardInterrupt('k')", "KeyboardInterrupt: k\n\nAt:\n"),
+        ("import asyncio; raise asyncio.CancelledError", "CancelledError: \n\nAt:\n"),
+        ("class Mute(Exception): __str__ = None\nraise Mute", "Mute\n\nAt:\n"),
         ("return [requests[0].exec()]", "TritonModelException: BLS is not offered"),
         (
             f"requests[0].set_release_flags(2); return [{ANSWER}]",
@@ -324,6 +327,8 @@ class TritonPythonModel:
             raise ValueError("async no")
         if requests[0].request_id() == "exit":
             raise SystemExit(2)
+        if requests[0].request_id() == "interrupt":
+            raise KeyboardInterrupt(3)
         return await asyncio.gather(*map(one, requests))
     def finalize(self):
         names = [t.name for t in threading.enumerate()]
@@ -348,7 +353,12 @@ def test_async_execute_runs_on_one_daemon_thread(
 
 
 @pytest.mark.parametrize(
-    ("name", "text"), [("fail", "ValueError: async no"), ("exit", "SystemExit: 2")]
+    ("name", "text"),
+    [
+        ("fail", "ValueError: async no"),
+        ("exit", "SystemExit: 2"),
+        ("interrupt", "KeyboardInterrupt: 3"),
+    ],
 )
 def test_an_async_failure_leaves_the_loop_running(write: Write, name: str, text: str) -> None:
     folder = write(ASYNC)

@@ -180,6 +180,7 @@ def test_a_missing_class(write: Write) -> None:
         ("import no_such_module", "ModuleNotFoundError: No module named 'no_such_module'\n\nAt:\n"),
         ("def broken(:", "SyntaxError: "),
         ("raise SystemExit(3)", "SystemExit: 3\n\nAt:\n"),
+        ("raise KeyboardInterrupt(4)", "KeyboardInterrupt: 4\n\nAt:\n"),
         ("pb_utils.load_model", "AttributeError: 'triton_python_backend_utils.load_model' is not"),
         ("pb_utils.get_model_dir()", "AttributeError: 'triton_python_backend_utils.get_model_dir'"),
         ("pb_utils.nonsense", "AttributeError: 'triton_python_backend_utils.nonsense' does not"),
@@ -242,6 +243,19 @@ def test_a_load_error_lists_the_frames_from_the_innermost(write: Write) -> None:
     assert str(caught.value) == (
         f"KeyError: 'k'\n\nAt:\n  {file}(6): inner\n  {file}(9): initialize\n"
     )
+
+
+def test_initialize_may_raise_what_is_no_exception_of_a_program(write: Write) -> None:
+    folder = write(
+        """
+        import asyncio
+        class TritonPythonModel:
+            def initialize(self, args):
+                raise asyncio.CancelledError("c")
+        """
+    )
+    with pytest.raises(Internal, match=r"^CancelledError: c\n\nAt:\n"):
+        start(folder)
 
 
 def test_finalize_is_called_once_and_its_error_is_only_logged(

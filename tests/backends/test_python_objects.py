@@ -87,6 +87,8 @@ def test_a_request_keeps_what_it_was_given() -> None:
         ({"parameters": {1: 1}}, TritonModelException, "keys must be str"),
         ({"parameters": {"k": 1.5}}, TritonModelException, "'k' .* found type '<class 'float'>'"),
         ({"parameters": {"k": None}}, TritonModelException, "NoneType"),
+        ({"parameters": {"k": "\ud800"}}, TritonModelException, "'k' is no text in Unicode"),
+        ({"parameters": {"\ud800": 1}}, TritonModelException, "key .* is no text in Unicode"),
         ({"parameters": {"k": 2**63}}, TritonModelException, "does not fit 64 bits"),
     ],
 )

@@ -42,6 +42,7 @@ from microkernel.testing import VirtualTimeLoop
 from microkernel.workers.contract import Done, Hosted, Lost, Result, WorkerInstance
 from microkernel.workers.flights import Flights, Receiver
 from microkernel.workers.process import ProcessWorker
+from microkernel.workers.readiness import Readiness
 from microkernel.workers.spawning import ForkServers
 from microkernel.workers.thread import ThreadWorker
 
@@ -146,6 +147,14 @@ def open_files() -> Callable[[], list[str]]:
 
 
 @pytest.fixture
+def without_collector() -> Iterator[None]:
+    """What is in a cycle stays."""
+    gc.disable()
+    yield
+    gc.enable()
+
+
+@pytest.fixture
 def odd_config() -> Callable[..., ModelConfig]:
     """`odd_config(FAIL="load")`: a batching model of the odd backend, X to Y, with parameters."""
 
@@ -246,6 +255,7 @@ class FakeInstance:
 
     def __init__(self, name: str, seconds: float) -> None:
         self.name = name
+        self.readiness: Readiness | None = None
         self.batches: list[tuple[float, list[str]]] = []
         self.answer: Callable[[InferRequest], Answer | MicrokernelError] = _echo
         self._seconds = seconds

@@ -33,6 +33,10 @@ STRANGER = """
         register(CacheType("plain", "a_stranger_s_cache:Forgetful"))
         register(CacheType("broken", "a_stranger_s_cache:NoSuchThing"))
         register(CacheType("absent", "no_such_module:Cache"))
+        register(CacheType("leaving", "a_stranger_s_cache:leave"))
+
+    def leave():
+        raise SystemExit("I quit")
 """
 SETTINGS = """
     @dataclass(frozen=True, slots=True)
@@ -184,6 +188,7 @@ def test_a_stranger_s_cache_without_settings(stranger: Any) -> None:
     [
         ("broken", "AttributeError: module 'a_stranger_s_cache' has no attribute 'NoSuchThing'"),
         ("absent", "ModuleNotFoundError: No module named 'no_such_module'"),
+        ("leaving", "SystemExit: I quit"),
     ],
 )
 def test_a_cache_that_cannot_be_made(stranger: Any, name: str, reason: str) -> None:

@@ -24,7 +24,7 @@ from microkernel.caching import lookups
 from microkernel.caching.lookups import ModelCache
 from microkernel.models.crew import Crew, CrewEvents
 from microkernel.models.version import ModelVersion
-from microkernel.request import Answer, RegionPart, Sequence
+from microkernel.request import Answer, Sequence
 
 pytestmark = pytest.mark.virtual_time
 
@@ -35,11 +35,12 @@ Ask = Callable[..., InferRequest]
 class Table(Cache):
     """A cache whose answers take some seconds of the loop's time."""
 
-    def __init__(self, seconds: float = 0.0, error: Exception | None = None) -> None:
+    def __init__(self, seconds: float = 0.0, error: BaseException | None = None) -> None:
         self.entries: dict[bytes, bytes] = {}
         self.seconds = seconds
         self.error = error
-        self.insert_error: Exception | None = None
+        self.insert_error: BaseException | None = None
+        self.insert_seconds = 0.0
 
     async def lookup(self, key: bytes) -> bytes | None:
         await asyncio.sleep(self.seconds)
@@ -50,6 +51,8 @@ class Table(Cache):
     async def insert(self, key: bytes, value: bytes) -> None:
         if self.insert_error is not None:
             raise self.insert_error
+        if self.insert_seconds:
+            await asyncio.sleep(self.insert_seconds)
         self.entries[key] = value
 
 
@@ -127,12 +130,7 @@ async def test_the_time_of_the_cache_is_part_of_a_miss(serve: Serve, ask: Ask) -
 
 @pytest.mark.parametrize(
     "request_",
-    [
-        {"sequence": Sequence(5)},
-        {"sequence": Sequence("five", start=True)},
-        {"shared_inputs": {"X": RegionPart("r", 4)}},
-        {"shared_outputs": {"Y": RegionPart("r", 4)}},
-    ],
+    [{"sequence": Sequence(5)}, {"sequence": Sequence("five", start=True)}],
 )
 async def test_requests_that_are_not_covered(
     serve: Serve, ask: Ask, request_: dict[str, Any]
@@ -179,9 +177,12 @@ async def test_parameters_of_a_response_are_not_kept(serve: Serve, ask: Ask) -> 
     assert [dict((await model.infer(ask(1))).parameters) for _ in range(2)] == [{"k": 1}, {}]
 
 
-async def test_a_cache_that_fails_costs_no_request(serve: Serve, ask: Ask) -> None:
-    table = Table(error=RuntimeError("no cache today"))
-    table.insert_error = RuntimeError("nor tomorrow")
+@pytest.mark.parametrize("kind", [RuntimeError, SystemExit])
+async def test_a_cache_that_fails_costs_no_request(
+    serve: Serve, ask: Ask, kind: type[BaseException]
+) -> None:
+    table = Table(error=kind("no cache today"))
+    table.insert_error = kind("nor tomorrow")
     model, _ = await serve(table)
     with capture_logs() as logs:
         for _ in range(3):
@@ -252,6 +253,70 @@ async def test_a_caller_that_goes_while_it_is_looked_for(serve: Serve, ask: Ask,
     assert asyncio.get_running_loop().time() == 16
     assert ran(worker) == 1
     await asyncio.wait_for(model.drain(), 1)
+
+
+@pytest.mark.parametrize("by", ["infer", "stream"])
+@pytest.mark.parametrize("ordered", [False, True])
+async def test_what_a_caller_leaves_that_runs_is_kept_and_counted(
+    serve: Serve, ask: Ask, by: str, ordered: bool
+) -> None:
+    model, _ = await serve(Table(), ordered=ordered)
+    await _leave_after(5, model, by, ask(1))
+    await asyncio.sleep(10)
+    assert counts(model) == (1, 0, 1, 0, 1)
+    assert numbers(await model.infer(ask(1))) == [[1]]
+    assert counts(model) == (2, 1, 1, 0, 1)
+    await asyncio.wait_for(model.drain(), 1)
+
+
+async def _leave_after(seconds: float, model: ModelVersion, by: str, request: InferRequest) -> None:
+    if by == "stream":
+        stream = await model.stream(request)
+        await asyncio.sleep(seconds)
+        stream.close()
+        return
+    asking = asyncio.ensure_future(model.infer(request))
+    await asyncio.sleep(seconds)
+    asking.cancel()
+    await asyncio.wait([asking])
+
+
+@pytest.mark.parametrize("by", ["infer", "stream"])
+async def test_what_a_caller_leaves_that_waits_for_its_turn_is_kept(
+    serve: Serve, ask: Ask, by: str
+) -> None:
+    table = Table(seconds=30)
+    model, _ = await serve(table, ordered=True)
+    first = asyncio.ensure_future(model.infer(ask(1)))
+    await asyncio.sleep(1)
+    table.seconds = 0
+    await _leave_after(15, model, by, ask(2))  # it has been answered, behind the first
+    assert numbers(await first) == [[1]]
+    assert counts(model) == (2, 0, 2, 0, 2)
+    await model.infer(ask(2))
+    assert counts(model) == (3, 1, 2, 0, 2)
+
+
+async def test_a_caller_that_leaves_while_its_response_is_kept(serve: Serve, ask: Ask) -> None:
+    table = Table()
+    table.insert_seconds = 5
+    model, _ = await serve(table)
+    await _leave_after(12, model, "infer", ask(1))
+    assert counts(model) == (1, 0, 0, 0, 1)
+    await model.drain()
+    assert counts(model) == (1, 0, 1, 0, 1)
+    assert len(table.entries) == 1
+
+
+async def test_errors_that_a_caller_leaves_are_not_kept(serve: Serve, ask: Ask) -> None:
+    table = Table()
+    model, worker = await serve(table)
+    for instance in worker.instances:
+        instance.answer = lambda request: Internal("not today")
+    for by in ("infer", "stream"):
+        await _leave_after(5, model, by, ask(1))
+    await asyncio.sleep(20)
+    assert (table.entries, counts(model)) == ({}, (0, 0, 0, 2, 2))
 
 
 async def test_hits_wait_for_their_turn(serve: Serve, ask: Ask) -> None:

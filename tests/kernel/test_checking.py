@@ -16,12 +16,14 @@ from microkernel import (
     ModelConfig,
     ModelInput,
     ModelOutput,
+    RegionPart,
     Reshape,
     Tensor,
     encode_bytes,
+    unknown_type,
 )
 from microkernel.models.checking import Checked, RequestChecker
-from microkernel.tensor import BYTES, FP32, INT32
+from microkernel.tensor import BY_CONFIG_NAME, BYTES, FP32, INT32
 
 A = ModelInput("A", "TYPE_FP32", dims=(-1, 2))
 B = ModelInput("B", "TYPE_INT32", dims=(4,))
@@ -123,6 +125,13 @@ FAULTS = [
     ),
     pytest.param(
         TWO,
+        (a(1, 1, 2), replace(b(1, 4), datatype=unknown_type("int32" + "x" * 200))),
+        "inference input 'B' data-type is '<invalid>', but model 'm' expects 'INT32'; 'int32"
+        f"{'x' * 95}' is no data type",
+        id="no data type",
+    ),
+    pytest.param(
+        TWO,
         (a(2, 1, 2), b(2, 8)),
         f"unexpected shape for input 'B' for model 'm'. Expected [-1,4], got [2,8]. {NOTE}",
         id="shape",
@@ -208,6 +217,23 @@ def test_what_does_not_fit_is_said_in_triton_s_words(
         check(config, *inputs, id=request_id)
     assert str(caught.value).startswith(tag + phrase)
     assert NOTE in phrase or str(caught.value) == tag + phrase
+
+
+@pytest.mark.parametrize(("config", "inputs", "phrase"), FAULTS)
+def test_what_does_not_fit_is_seen_before_it_is_read_from_shared_memory(
+    config: ModelConfig, inputs: tuple[Tensor, ...], phrase: str
+) -> None:
+    empty = tuple(replace(tensor, data=b"") for tensor in inputs)
+    parts = {tensor.name: RegionPart("r", len(tensor.data)) for tensor in inputs}
+    request = InferRequest("m", empty, shared_inputs=parts)
+    told = None
+    try:
+        RequestChecker(config).check_ahead(request)
+    except InvalidArgument as error:
+        told = str(error)
+    in_the_elements = "string" in phrase
+    assert (told is None) == in_the_elements
+    assert told is None or phrase in told
 
 
 WITHOUT_TAG = [
@@ -323,3 +349,34 @@ def test_a_wrong_type_is_found_also_behind_right_sizes() -> None:
     tensor = Tensor("A", INT32, (1, 1, 2), bytes(8))
     with pytest.raises(InvalidArgument, match="data-type is 'INT32', but model 'm' expects 'FP32'"):
         check(TWO, tensor, b(1, 4))
+
+
+@pytest.mark.parametrize(
+    ("kind", "largest", "shape", "refused"),
+    [
+        ("TYPE_FP32", 0, (3, 0, 2), False),
+        ("TYPE_FP32", 0, (0, 2**40, 2**40), True),
+        ("TYPE_FP32", 0, (2**63 - 1, 0, 2**63 - 1), True),
+        ("TYPE_FP32", 0, (0, 2**30, 2**30), False),
+        ("TYPE_FP32", 0, (0, 2**31, 2**30), True),
+        ("TYPE_BOOL", 0, (0, 1, 2**63 - 1), False),
+        ("TYPE_STRING", 0, (0, 2**30, 2**29), False),
+        ("TYPE_STRING", 0, (0, 2**30, 2**30), True),
+        ("TYPE_BOOL", 8, (1, 0, 2**60 - 1), False),
+        ("TYPE_BOOL", 8, (1, 0, 2**60), True),
+    ],
+)
+def test_dims_of_nothing_are_such_that_libraries_can_make_arrays_of_them(
+    kind: str, largest: int, shape: tuple[int, ...], *, refused: bool
+) -> None:
+    dims = (-1,) * (len(shape) - (largest > 0))
+    config = config_of(ModelInput("A", kind, dims=dims), largest=largest)
+    tensor = Tensor("A", BY_CONFIG_NAME[kind], shape, b"")
+    if refused:
+        with pytest.raises(InvalidArgument, match="byte size overflow for input 'A'"):
+            check(config, tensor)
+        return
+    checked = check(config, tensor).request.inputs[0]
+    assert checked.as_numpy().shape == shape
+    whole = (max(largest, shape[0]), *shape[1:])
+    assert np.empty(whole, checked.datatype.numpy).shape == whole

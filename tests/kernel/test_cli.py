@@ -111,6 +111,8 @@ def test_help_of_run_lists_every_flag(
         (("run", "--log-verbose=much"), "'much' is not a number"),
         (("run", "--strict-readiness=maybe"), "'maybe' is not a valid boolean"),
         (("run", "--model-control-mode=often"), "'often' is not one of 'none', 'poll'"),
+        (("run", "--repository-poll-secs=-1"), "'-1' must be at least 0"),
+        (("run", "--log-verbose=4294967296"), "must be from 0 to 4"),
         (("run", "surplus"), "unexpected extra argument"),
         (("run", "--model-load-thread-count=0"), "'0' must be at least 1"),
         (("run", "--cache-config=local"), "'local' must have the form <name>,<key>=<value>"),
@@ -149,6 +151,9 @@ def test_wrong_usage_exits_with_1(
         (("--log-verbose=False",), "log_verbose", 0),
         (("--model-repository=a", "--model-store=b"), "model_repository", ("a", "b")),
         (("--model-control-mode=explicit",), "model_control_mode", "explicit"),
+        (("--model-control-mode=EXPLICIT",), "model_control_mode", "explicit"),
+        (("--rate-limit", "Execution_Count"), "rate_limit", "execution_count"),
+        (("--repository-poll-secs=0",), "repository_poll_secs", 0),
         (("--id", "me"), "id", "me"),
         (("--strict-readiness=OFF",), "strict_readiness", False),
         (("--exit-on-error", "False"), "exit_on_error", False),
@@ -335,6 +340,7 @@ def test_a_bad_repository(call: Call, capsys: pytest.CaptureFixture[str], tmp_pa
     models = tmp_path / "models"
     model(models, "fine", GOOD)
     model(models, "misspelt", GOOD + "maks_batch_size: 3\n")
+    model(models, "many", GOOD + "instance_group { count: 1000000 }\n")
     model(models, "nobody", GOOD.replace('"odd"', '"no_such"'))
     fail = 'parameters { key: "FAIL" value { string_value: "complete" } }\n'
     model(models, "unfinished", GOOD + fail)
@@ -342,14 +348,55 @@ def test_a_bad_repository(call: Call, capsys: pytest.CaptureFixture[str], tmp_pa
     lines = [line for line in capsys.readouterr().out.splitlines() if not line.startswith(" ")]
     assert [line.partition(":")[0] for line in lines] == [
         "fine",
+        "many",
         "misspelt",
         "nobody",
         "unfinished",
     ]
     assert lines[0] == "fine: ok"
-    assert "maks_batch_size" in lines[1]
-    assert "no_such" in lines[2]
-    assert lines[3] == "unfinished: Invalid argument: cannot complete"
+    assert "have 1000000 instances, more than the 1024 that a model may have" in lines[1]
+    assert "maks_batch_size" in lines[2]
+    assert "no_such" in lines[3]
+    assert lines[4] == "unfinished: Invalid argument: cannot complete"
+
+
+def test_models_are_loaded_where_that_is_asked_for(
+    call: Call, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    models = tmp_path / "models"
+    fail = 'parameters { key: "FAIL" value { string_value: "load" } }\n'
+    model(models, "a_step", steps("good"))
+    model(models, "broken", GOOD + fail)
+    model(models, "good", GOOD)
+    assert call("check", str(models)) == 0
+    capsys.readouterr()
+    assert call("check", "--load", str(models)) == 1
+    lines = [line for line in capsys.readouterr().out.splitlines() if not line.startswith(" ")]
+    assert lines == ["a_step: ok", "broken: Internal: Stranger: cannot load", "good: ok"]
+
+
+def test_what_only_a_load_would_find(
+    call: Call, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    models, batched = tmp_path / "models", GOOD + "dynamic_batching { }\n"
+    said = 'parameters {{ key: "{}" value {{ string_value: "{}" }} }}\n'
+    model(models, "a", batched + said.format("BATCH_STRATEGY", "nope"))
+    model(models, "b", batched + said.format("TRITON_BATCH_STRATEGY_PATH", "../x.py"))
+    model(models, "c", GOOD + said.format("WORKER", "nope"))
+    model(models, "d", batched + said.format("REJECT_HOPELESS", "true"))
+    assert call("check", str(models)) == 1
+    lines = capsys.readouterr().out.splitlines()
+    for line, fault in zip(
+        lines,
+        (
+            "a: Invalid argument: parameter 'BATCH_STRATEGY' of model 'a' names 'nope', and",
+            "b: Invalid argument: parameter 'TRITON_BATCH_STRATEGY_PATH' of model 'b' must name a ",
+            "c: Invalid argument: parameter 'WORKER' of model 'c' must be one of process, ",
+            "d: Invalid argument: parameter 'REJECT_HOPELESS' of model 'd' needs a queue policy",
+        ),
+        strict=True,
+    ):
+        assert line.startswith(fault)
 
 
 def test_the_installed_command() -> None:

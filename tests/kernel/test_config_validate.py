@@ -75,6 +75,7 @@ CORRID = "kind: CONTROL_SEQUENCE_CORRID data_type: "
         "response_cache { } model_transaction_policy { decoupled: true }",
         "instance_group { kind: KIND_GPU gpus: [ 0 ] }",
         "instance_group { kind: KIND_CPU count: 2 }",
+        "instance_group { count: 1000 } instance_group { count: 24 }",
         'model_metrics { metric_control { metric_identifier { family: "f" } '
         "histogram_options { buckets: [ 1 ] } } }",
         'platform: "anything"',
@@ -171,6 +172,23 @@ def test_good_configurations_have_no_problem(text: str) -> None:
             "sequence batching preferred batch size must be positive for m",
         ),
         (
+            "sequence_batching { oldest { max_candidate_sequences: -4 } }",
+            "sequence batching 'max_candidate_sequences' must not be negative for m",
+        ),
+        (
+            TENSORS + controlled(START).replace('"C"', '"A"'),
+            "control tensor 'A' has the name of another input for m",
+        ),
+        (
+            TENSORS + state("data_type: TYPE_INT8 dims: 2", initial="").replace('"s"', '"A"'),
+            "sequence batching state 'A' has the name of another input for m",
+        ),
+        (
+            f'sequence_batching {{ control_input {{ name: "C" control {{ {START} }} }} '
+            'state { input_name: "C" output_name: "D" data_type: TYPE_INT8 dims: 2 } }',
+            "sequence batching state 'C' has the name of another input for m",
+        ),
+        (
             "sequence_batching { direct { minimum_slot_utilization: 1.5 } }",
             "minimum slot utilization must be in range [0.0, 1.0] for m",
         ),
@@ -238,6 +256,14 @@ def test_good_configurations_have_no_problem(text: str) -> None:
             'instance_group { } instance_group { name: "g" kind: KIND_MODEL gpus: [ 0 ] }',
             "instance group g of model m has kind KIND_MODEL but specifies one or more GPUs",
         ),
+        (
+            "instance_group { count: 1000 } instance_group { count: 24 } instance_group { }",
+            "instance groups of model m have 1025 instances, more than the 1024 that a model may",
+        ),
+        (
+            "instance_group { kind: KIND_GPU count: 513 gpus: [ 0, 1 ] }",
+            "instance groups of model m have 1026 instances, more than the 1024 that a model may",
+        ),
         ('instance_group { profile: "1" }', "only supported for TensorRT models"),
         (
             "model_metrics { metric_control { histogram_options { buckets: 1 } } }",
@@ -265,6 +291,87 @@ def test_one_fault_one_message(text: str, message: str) -> None:
     with pytest.raises(InvalidArgument) as caught:
         validate(config_of(text), tensors_required=False)
     assert str(caught.value) == found
+
+
+def saying(**parameters: str) -> str:
+    return TENSORS + "".join(
+        f'parameters {{ key: "{key}" value {{ string_value: "{value}" }} }} '
+        for key, value in parameters.items()
+    )
+
+
+BATCHED = "dynamic_batching { } "
+ORDERED = "dynamic_batching { preserve_ordering: true } "
+TIMED = "dynamic_batching { default_queue_policy { default_timeout_microseconds: 5 } } "
+SEQUENCES = "sequence_batching { } "
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        saying(FAIR_QUEUE_KEY="user"),
+        saying(FAIR_QUEUE_KEY="header:x", FAIR_QUEUE_MAX_PER_KEY="3"),
+        saying(FAIR_QUEUE_KEY="header:priority"),
+        saying(FAIR_QUEUE_KEY="u", REJECT_HOPELESS="true") + TIMED,
+        saying(REJECT_HOPELESS="false", ADAPTIVE_QUEUE_DELAY="false"),
+        saying(ADAPTIVE_QUEUE_DELAY="true", BATCH_STRATEGY="x") + BATCHED,
+        saying(TRITON_BATCH_STRATEGY_PATH="x.py") + BATCHED,
+        saying(FAIR_QUEUE_KEY="priority", REJECT_HOPELESS="maybe") + SEQUENCES,
+    ],
+)
+def test_good_parameters_of_a_queue(text: str) -> None:
+    assert problems(config_of(text)) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "fault"),
+    [
+        (saying(FAIR_QUEUE_MAX_PER_KEY="3"), "FAIR_QUEUE_MAX_PER_KEY", "needs 'FAIR_QUEUE_KEY'"),
+        *(
+            (
+                saying(FAIR_QUEUE_KEY="u", FAIR_QUEUE_MAX_PER_KEY=most),
+                "FAIR_QUEUE_MAX_PER_KEY",
+                f"must be a number of requests, 0 for no limit, got '{most}'",
+            )
+            for most in ("-3", "²", "")
+        ),
+        (
+            saying(FAIR_QUEUE_KEY="u") + ORDERED,
+            "FAIR_QUEUE_KEY",
+            "cannot be set when 'preserve_ordering' is true",
+        ),
+        *(
+            (saying(FAIR_QUEUE_KEY=key), "FAIR_QUEUE_KEY", f"names '{key}', which is reserved")
+            for key in ("sequence_id", "priority", "timeout", "binary_data_output", "triton_x")
+        ),
+        (saying(FAIR_QUEUE_KEY="header:"), "FAIR_QUEUE_KEY", "must name a header after 'header:'"),
+        (
+            saying(REJECT_HOPELESS="maybe") + TIMED,
+            "REJECT_HOPELESS",
+            "must be 'true' or 'false', got 'maybe'",
+        ),
+        (saying(REJECT_HOPELESS="true") + BATCHED, "REJECT_HOPELESS", "needs a queue policy with"),
+        (saying(REJECT_HOPELESS="true"), "REJECT_HOPELESS", "needs a queue policy with"),
+        (
+            saying(ADAPTIVE_QUEUE_DELAY="yes") + BATCHED,
+            "ADAPTIVE_QUEUE_DELAY",
+            "must be 'true' or 'false', got 'yes'",
+        ),
+        (
+            saying(ADAPTIVE_QUEUE_DELAY="true"),
+            "ADAPTIVE_QUEUE_DELAY",
+            "needs 'dynamic_batching'",
+        ),
+        *(
+            (saying(**{name: "x.py"}) + scheduler, name, "needs 'dynamic_batching'")
+            for name in ("BATCH_STRATEGY", "TRITON_BATCH_STRATEGY_PATH")
+            for scheduler in ("", SEQUENCES)
+        ),
+    ],
+)
+def test_parameters_of_a_queue_that_cannot_be(text: str, name: str, fault: str) -> None:
+    (found,) = problems(config_of(text))
+    assert found.startswith(f"parameter '{name}' of model 'm' {fault}")
 
 
 @pytest.mark.parametrize(
@@ -336,6 +443,12 @@ def test_one_fault_one_message(text: str, message: str) -> None:
         (
             TENSORS + 'batch_input { data_type: TYPE_INT64 source_input: "A" }',
             "batch input data type must be TYPE_INT32 or TYPE_FP32 for m",
+        ),
+        (
+            TENSORS
+            + controlled(START)
+            + 'batch_input { target_name: "C" data_type: TYPE_INT32 source_input: "A" }',
+            "batch input 'C' has the name of another input for m",
         ),
         (
             TENSORS + 'batch_input { data_type: TYPE_INT32 source_input: "B" }',
@@ -420,6 +533,12 @@ def test_json_can_name_two_members_of_a_oneof_and_is_told() -> None:
         ("response_cache { enable: true }", []),
         ("model_warmup { }", []),
         ("model_repository_agents { }", ["model_repository_agents"]),
+        (
+            'sequence_batching { state { input_name: "s" output_name: "t" } '
+            'state { input_name: "u" output_name: "v" } state { input_name: "s" output_name: "w" } '
+            'state { input_name: "x" output_name: "v" } }',
+            ["sequence_batching.state[2]", "sequence_batching.state[3]"],
+        ),
         (
             'instance_group { rate_limiter { } host_policy: "cpu" secondary_devices { } '
             "passive: true }",

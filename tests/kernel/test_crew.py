@@ -127,10 +127,25 @@ async def test_a_dead_worker_fails_its_batch_and_the_others_go_on(
             "model": "odd",
             "reason": "segmentation fault",
             "restart_seconds": FIRST_DELAY,
+            "requests": 1,
+            "request_ids": ["b"],
         }
     ]
     await asyncio.gather(*results)
     assert team.given_up == []
+    await team.crew.stop()
+
+
+async def test_the_first_few_that_a_dead_worker_fails_are_named(
+    staff: Callable[..., Staff],
+) -> None:
+    team = staff(12)
+    await team.start()
+    for name in ["", *"abcdefghijk"]:
+        team.run(name)
+    with capture_logs() as lines:
+        team.workers[0].die(Internal("gone"))
+    assert (lines[0]["requests"], lines[0]["request_ids"]) == (12, list("abcdefgh"))
     await team.crew.stop()
 
 

@@ -166,6 +166,72 @@ async def test_a_tensor_goes_when_nobody_needs_it_any_more(site: Site) -> None:
     assert alive == [0, 1, 1, 1]
 
 
+class _Watched:
+    """Makes tensors, and knows how many there were and which of them are still there."""
+
+    def __init__(self) -> None:
+        self.arrays: list[weakref.ref[Any]] = []
+
+    def tensor(self, name: str) -> Tensor:
+        array = np.array([1], np.int32)
+        self.arrays.append(weakref.ref(array))
+        return Tensor.from_numpy(name, array)
+
+    def answer(self, request: InferRequest) -> InferResponse:
+        return answer(request, self.tensor("Y"))
+
+    async def infer(self, request: InferRequest) -> InferResponse:
+        return self.answer(request)
+
+    async def responses(self, request: InferRequest) -> AsyncIterator[InferResponse]:
+        yield self.answer(request)
+
+
+class _Failing(_Watched):
+    """Fails instead."""
+
+    def answer(self, request: InferRequest) -> InferResponse:
+        raise Unavailable("no")
+
+
+async def _asked(made: EnsembleVersion, tensor: Tensor, *, streamed: bool) -> str:
+    """What an ensemble's answer says is wrong."""
+    request = InferRequest("e", (tensor,))
+    try:
+        if not streamed:
+            await made.infer(request)
+            return ""
+        stream = await made.stream(request)
+        errors = [str(response.error) async for response in stream if response.error is not None]
+        stream.close()
+    except Unavailable as error:
+        return str(error)
+    return "".join(errors)
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+@pytest.mark.parametrize(("kind", "wrong"), [(_Watched, ""), (_Failing, "in ensemble 'e', no")])
+@pytest.mark.parametrize("more", ["", DECOUPLED])
+async def test_the_tensors_of_a_request_go_with_its_answer(
+    site: Site,
+    without_collector: None,
+    more: str,
+    kind: type[_Watched],
+    wrong: str,
+    streamed: bool,
+) -> None:
+    first, second = _Watched(), kind()
+    site.add(model("m"), first.infer).requests = _Forgetful()
+    site.add(model("n", more=more), second.infer, second.responses).requests = _Forgetful()
+    steps = step("m", "X=a", "Y=t"), step("n", "X=t", "Y=y")
+    made = site.ensemble(ensemble("e", "a", "y", *steps))
+    assert await _asked(made, first.tensor("a"), streamed=streamed) == wrong
+    for _ in range(3):  # tasks that are over tell so
+        await asyncio.sleep(0)
+    arrays = first.arrays + second.arrays
+    assert [array() for array in arrays] == [None] * (2 if wrong else 3)
+
+
 class _Forgetful(list[InferRequest]):
     """Keeps nothing."""
 

@@ -77,6 +77,11 @@ def test_ensembles_that_are_right(text: str) -> None:
             "ensemble scheduling cannot be set for model 'e' whose platform is not ensemble",
         ),
         (
+            ensemble("e", "a", "y", *CHAIN).replace("version: -1", "version: -2", 1),
+            "'model_version' in step 0 of ensemble 'e' must be a version, or -1 for the latest, "
+            "got -2",
+        ),
+        (
             'name: "e" platform: "ensemble"',
             "ensemble scheduling must be set for ensemble e whose platform is ensemble",
         ),
@@ -96,6 +101,10 @@ ONE = ensemble("e", "a", "y", step("m", "X=a", "Y=y"))
 TWO = ensemble("e", "a", "y", step("m", "X=a", "Y=t"), step("n", "X=t", "Y=y"))
 WIDE = "data_type: TYPE_INT32 dims: [ 16 ]"
 ANY = "data_type: TYPE_INT32 dims: [ -1 ]"
+MASKED = (
+    'parameters { key: "PAD_TO_LONGEST" value { string_value: "X" } } '
+    'parameters { key: "PAD_MASK" value { string_value: "Z" } } '
+)
 
 
 @pytest.mark.parametrize(
@@ -174,6 +183,7 @@ def test_what_does_not_fit_the_models(text: str, models: list[str], message: str
             [model("m").replace(ANY, WIDE.replace("16", "-1, 16"))],
         ),
         (ONE, [model("m", more='input { name: "Z" dims: 1 optional: true }')]),
+        (ONE, [model("m", "X Z", more=MASKED)]),  # the server makes Z
         (
             ensemble(
                 "e",

@@ -80,6 +80,12 @@ def test_bounds_belong_to_what_is_allowed() -> None:
     assert build(Settings, {"depth": 0}, "file").depth == 0
 
 
+def test_choices_may_be_given_in_any_case() -> None:
+    assert build(Settings, {"words": ["YES", "no"]}, "file").words == ("yes", "no")
+    given = build(ServerSettings, {"model_control_mode": "Poll", "log_format": "iso8601"}, "file")
+    assert (given.model_control_mode, given.log_format) == ("poll", "ISO8601")
+
+
 def test_groups() -> None:
     groups = {name: spec.group for name, (_, spec, _) in options_of(Settings).items()}
     assert (groups["depth"], groups["elsewhere"], groups["old"]) == ("Odd", "Far", "Odd")
@@ -176,6 +182,24 @@ def test_ports_of_one_address_must_differ(
     if meet:
         assert A in fault
         assert B in fault
+
+
+@dataclass(frozen=True, slots=True)
+class Doubtful:
+    """The settings of a plug-in that finds itself what changes nothing."""
+
+    files: str = option("", about="Which.")
+
+    def doubts(self) -> list[str]:
+        return [f"{self.files} changes nothing"] if self.files else []
+
+
+def test_what_a_plug_in_finds_doubtful_is_told() -> None:
+    plugins = Plugins([Plugin("odd", "", "", settings_type=Doubtful)], None, {})
+    control = LogControl(LogSettings())
+    given = {"odd": {"files": "it"}}
+    assert Setup(ServerSettings(), plugins, given, control).doubts() == ["it changes nothing"]
+    assert Setup(ServerSettings(), plugins, {}, control).doubts() == []
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,9 @@ from collections.abc import Callable
 import pytest
 import structlog
 
-from microkernel.log import configure, table
+from microkernel import InvalidArgument, LogChanges, LogSettings
+from microkernel.log import LogControl, configure, table
+from microkernel.options import build
 from microkernel.settings import ServerSettings
 
 pytestmark = pytest.mark.usefixtures("log_as_before")
@@ -105,6 +107,50 @@ def test_a_traceback_is_part_of_the_json_line() -> None:
         structlog.get_logger().exception("failed")
     (line,) = lines(out)
     assert json.loads(line)["exception"][0]["exc_type"] == "ValueError"
+
+
+KEY = "Bearer s3cr3t"
+
+
+def _call_with(key: str) -> None:
+    credentials = {"authorization": key}
+    raise RuntimeError(f"{len(credentials)} given")
+
+
+@pytest.mark.parametrize("kind", ["json", "console"])
+def test_a_traceback_tells_no_values(kind: str) -> None:
+    out = io.StringIO()
+    configure(ServerSettings(log_format=kind), out)
+    try:
+        _call_with(KEY)
+    except RuntimeError:
+        structlog.get_logger().exception("failed")
+    assert "1 given" in out.getvalue()
+    assert "_call_with" in out.getvalue()
+    assert KEY not in out.getvalue()
+
+
+def test_followers_are_told_when_verbosity_changes() -> None:
+    control, told = LogControl(LogSettings(log_verbose_level=1)), list[bool]()
+    control.follow(told.append)
+    assert told == [True]
+    for level in (2, 0, 0, 7):
+        control.change(LogChanges(log_verbose_level=level))
+    control.change(LogChanges(log_info=False))
+    assert told == [True, False, True]
+    control.leave(told.append)
+    control.change(LogChanges(log_verbose_level=0))
+    assert told == [True, False, True]
+
+
+@pytest.mark.parametrize("level", [-1, 2**32, 10**30])
+def test_a_level_that_no_protocol_can_tell_is_refused(level: int) -> None:
+    control = LogControl(LogSettings())
+    with pytest.raises(InvalidArgument, match=r"log_verbose_level: '.*', must be from 0 to"):
+        control.change(LogChanges(log_info=False, log_verbose_level=level))
+    assert control.settings == LogSettings()
+    with pytest.raises(InvalidArgument, match="'log_verbose' must be from 0 to "):
+        build(ServerSettings, {"log_verbose": level}, "file")
 
 
 def test_a_table_is_laid_out_for_people_and_kept_for_machines() -> None:

@@ -57,6 +57,20 @@ def test_a_histogram(metrics: CustomMetrics) -> None:
     ]
 
 
+def test_what_is_not_a_number_is_in_no_bucket_with_an_end(metrics: CustomMetrics) -> None:
+    family = metrics.declare(ONE, "sizes", "Sizes", "histogram")
+    series = metrics.series(ONE, family, {}, [1, 2.5])
+    for value in (2, float("nan")):
+        metrics.observe(ONE, series, value)
+    assert metrics.text().splitlines()[2:] == [
+        'sizes_bucket{le="1"} 0',
+        'sizes_bucket{le="2.5"} 1',
+        'sizes_bucket{le="+Inf"} 2',
+        "sizes_sum NaN",
+        "sizes_count 2",
+    ]
+
+
 def test_a_histogram_without_buckets_and_labels(metrics: CustomMetrics) -> None:
     family = metrics.declare(ONE, "sizes", "Sizes", "histogram")
     metrics.series(ONE, family, {}, [])

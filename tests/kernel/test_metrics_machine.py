@@ -311,6 +311,18 @@ async def test_nothing_is_polled_where_all_is_off() -> None:
     assert (polling.readings, polling.gpus) == ((), ())
 
 
+@pytest.mark.parametrize("seconds", [1e297, float("inf")])
+async def test_a_thread_can_wait_for_any_interval(seconds: float) -> None:
+    polling = Poller(cpu=True, gpu=False, seconds=seconds)
+    polling.start()
+    await polling.first()
+    polling.stop()  # ends the thread; one that failed would be a warning, and so an error
+    for thread in threading.enumerate():
+        if thread.name == "metrics":
+            await asyncio.to_thread(thread.join)
+    assert polling.readings
+
+
 async def test_a_library_that_fails_in_its_own_way(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken() -> None:
         raise RuntimeError("ctypes")

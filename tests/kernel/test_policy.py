@@ -1,12 +1,14 @@
 """When a batch is formed, as tables of decisions."""
 
-from dataclasses import dataclass
+import asyncio
+from dataclasses import dataclass, replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from microkernel.config.model import DynamicBatching, ModelConfig
+from microkernel.config.model import DynamicBatching, ModelConfig, QueuePolicy
+from microkernel.scheduling.adaptive import Adaptive
 from microkernel.scheduling.policy import Batching, Decision, Dispatch, OneByOne, Wait
 
 LONG = 1000.0
@@ -134,12 +136,66 @@ def test_decisions(policy: Batching, queue: list[Request], now: float, decision:
     assert policy.decide(queue, now) == decision
 
 
+PREPARED = batching(8, 2, 4, delay=5.0)
+WITHOUT_DELAY = batching(8, 2, 4, delay=0.0)
+WITH_LIMITS = replace(PREPARED, ahead=False)
+
+
+@pytest.mark.parametrize(
+    ("policy", "queue", "idle", "freed"),
+    [
+        pytest.param(PREPARED, queue_of(*[1] * 7), Dispatch(4), Dispatch(7), id="grows"),
+        pytest.param(PREPARED, queue_of(1, 1, 1), Dispatch(2), Dispatch(3), id="from the smallest"),
+        pytest.param(PREPARED, queue_of(*[1] * 9), Dispatch(4), Dispatch(8), id="until full"),
+        pytest.param(PREPARED, queue_of(4, 3, 2, 1), Dispatch(1), Dispatch(2), id="no overtaking"),
+        pytest.param(
+            PREPARED,
+            [Request(4), Request(1), Request(1, "b"), Request(1)],
+            Dispatch(1),
+            Dispatch(2),
+            id="until another key",
+        ),
+        pytest.param(PREPARED, queue_of(3, 3, 1), Dispatch(1), Dispatch(3), id="overrun"),
+        pytest.param(PREPARED, queue_of(1), Wait(5.0), Wait(5.0), id="none was prepared"),
+        pytest.param(PREPARED, queue_of(4), Dispatch(1), Dispatch(1), id="nothing to grow by"),
+        pytest.param(WITHOUT_DELAY, queue_of(*[1] * 7), Dispatch(4), Dispatch(4), id="no delay"),
+        pytest.param(WITH_LIMITS, queue_of(*[1] * 7), Dispatch(4), Dispatch(4), id="limits"),
+    ],
+)
+def test_what_was_prepared_while_every_instance_was_busy_has_grown(
+    policy: Batching, queue: list[Request], idle: Decision, freed: Decision
+) -> None:
+    assert policy.decide(queue, 0.0) == idle
+    assert policy.decide(queue, 0.0, freed=True) == freed
+
+
+def test_a_delay_that_finds_itself_lets_prepared_batches_grow() -> None:
+    async def decide() -> tuple[Decision, Decision]:
+        policy, queue = Adaptive(PREPARED), queue_of(*[1] * 7)
+        return policy.decide(queue, 0.0), policy.decide(queue, 0.0, freed=True)
+
+    assert asyncio.run(decide()) == (Dispatch(4), Dispatch(7))
+
+
+LIMITED = QueuePolicy(max_queue_size=9)
+
+
 @pytest.mark.parametrize(
     ("limit", "dynamic", "policy"),
     [
         (8, DynamicBatching(), Batching(8, frozenset({8}), 0.0)),
         (8, DynamicBatching((2, 6), 1500), Batching(8, frozenset({2, 6}), 0.0015)),
         (0, DynamicBatching(), Batching(1, frozenset({1}), 0.0)),
+        (
+            8,
+            DynamicBatching(priority_levels=2, default_priority_level=1),
+            Batching(8, frozenset({8}), 0.0, ahead=False),
+        ),
+        (
+            8,
+            DynamicBatching(default_queue_policy=LIMITED),
+            Batching(8, frozenset({8}), 0.0, ahead=False),
+        ),
     ],
 )
 def test_the_policy_of_a_configuration(
@@ -159,13 +215,19 @@ requests = st.builds(
     st.frozensets(st.integers(1, 10), max_size=3),
     st.integers(0, 20).map(float),
     st.integers(100, 130).map(float),
+    st.booleans(),
 )
 def test_a_decision_makes_a_lawful_batch_or_waits_for_a_later_time(
-    queue: list[Request], largest: int, preferred: frozenset[int], delay: float, now: float
+    queue: list[Request],
+    largest: int,
+    preferred: frozenset[int],
+    delay: float,
+    now: float,
+    freed: bool,
 ) -> None:
     within = frozenset(size for size in preferred if size <= largest)
     policy = Batching(largest, within or frozenset({largest}), delay)
-    decision = policy.decide(queue, now)
+    decision = policy.decide(queue, now, freed=freed)
     if isinstance(decision, Wait):
         assert delay > 0
         assert now < decision.until <= now + delay

@@ -32,6 +32,14 @@ parameters {{ key: "FAIL" value {{ string_value: "{fail}" }} }}
 """
 
 
+async def test_a_period_of_0_is_no_look(tmp_path: Path) -> None:
+    site = Site(tmp_path)
+    tasks = asyncio.all_tasks()
+    site.poller.start(0)
+    assert asyncio.all_tasks() == tasks
+    await site.poller.stop()
+
+
 class Site:
     """Two repositories that are polled."""
 
@@ -309,6 +317,15 @@ async def test_loads_under_way_are_left_to_the_catalogue(site: Site) -> None:
     await until(lambda: site.serving() == {"odd": [1]})
 
 
+async def test_once_stopped_it_begins_nothing(site: Site) -> None:
+    await site.start()
+    site.write("odd")
+    await site.poller.poll()
+    await site.poller.stop()
+    await site.poller.poll()
+    assert not site.poller._working
+
+
 async def test_a_fault_of_the_poller_is_logged(tmp_path: Path) -> None:
     class Broken(Poller):
         async def poll(self) -> Sequence[str]:
@@ -316,7 +333,7 @@ async def test_a_fault_of_the_poller_is_logged(tmp_path: Path) -> None:
 
     poller = Broken([tmp_path], catalogue=_nobody())
     with capture_logs() as lines:
-        poller.start(0)
+        poller.start(1e-6)
         await until(lambda: lines)
         await poller.stop()
     assert lines[0]["event"] == "polling the repositories failed unexpectedly"

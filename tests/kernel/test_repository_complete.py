@@ -2,6 +2,7 @@
 
 import base64
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -221,6 +222,13 @@ def test_groups_this_host_cannot_provide_are_refused(text: str, gpus: int, messa
     assert message in str(caught.value)
 
 
+def test_every_gpu_counts_towards_the_most_instances() -> None:
+    config = of('name: "m" instance_group { kind: KIND_GPU count: 512 }')
+    normalise(config, PYTHON, 2)
+    with pytest.raises(InvalidArgument, match="have 1536 instances, more than the 1024"):
+        normalise(config, PYTHON, 3)
+
+
 def test_defaults_are_written_out_as_in_the_minimal_example() -> None:
     config = normalise(
         of('name: "m" backend: "python" max_batch_size: 4 dynamic_batching { }'), PYTHON, 0
@@ -364,3 +372,13 @@ def test_a_backend_may_recognise_what_no_file_name_tells(tmp_path: Path) -> None
     (tmp_path / "m" / "1" / "net.py").touch()
     found = complete(ModelConfig(), tmp_path / "m", [backend])
     assert (found.name, found.backend, found.runtime) == ("m", "nets", "net.py")
+
+
+def test_one_that_would_end_the_server_fails_the_load(tmp_path: Path) -> None:
+    def recognise(config: ModelConfig, files: Path) -> ModelConfig | None:
+        sys.exit("not here")
+
+    backend = BackendType(name="nets", factory="nets:make", recognise=recognise)
+    (tmp_path / "m" / "1").mkdir(parents=True)
+    with pytest.raises(InvalidArgument, match="recognise of a plug-in ended with SystemExit: not"):
+        complete(ModelConfig(), tmp_path / "m", [backend])

@@ -2,34 +2,34 @@
 
 import random
 from collections import Counter
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from microkernel import (
-    DynamicBatching,
-    InferRequest,
-    InvalidArgument,
-    ModelConfig,
-    ModelParameter,
-    Unavailable,
-)
+from microkernel import InferRequest, ModelConfig, ModelParameter, Unavailable
 from microkernel.scheduling.fairness import FairLane, Fairness, key_of
+from microkernel.scheduling.levels import LevelledQueue
+from microkernel.scheduling.limits import LevelLimits, Limits
 from microkernel.scheduling.pending import Pending, Reply
+from microkernel.scheduling.waiting import Rank
 
 NOBODY: Reply = object()  # type: ignore[assignment]  # never looked at
 
 
-def config(dynamic: DynamicBatching | None = None, **parameters: str) -> ModelConfig:
+def config(**parameters: str) -> ModelConfig:
     given = {name: ModelParameter(value) for name, value in parameters.items()}
-    return ModelConfig(name="m", dynamic_batching=dynamic, parameters=given)
+    return ModelConfig(name="m", parameters=given)
 
 
 def lane(most: int = 0) -> FairLane:
-    return Fairness("client", lambda request: request.parameters.get("client", ""), most).lane()
+    return lanes(most)((0, False))
+
+
+def lanes(most: int) -> Callable[[Rank], FairLane]:
+    return Fairness("client", lambda request: request.parameters.get("client", ""), most).lanes()
 
 
 def waiting(client: Any, name: str = "", size: int = 1) -> Pending:
@@ -142,21 +142,46 @@ def test_what_a_configuration_asks_for() -> None:
     assert (found.name, found.most) == ("user", 3)
 
 
-@pytest.mark.parametrize(
-    ("wrong", "fault"),
-    [
-        (config(FAIR_QUEUE_MAX_PER_KEY="3"), "needs 'FAIR_QUEUE_KEY' beside it"),
-        (config(FAIR_QUEUE_KEY="u", FAIR_QUEUE_MAX_PER_KEY="-1"), "must be a number of requests"),
-        (config(FAIR_QUEUE_KEY="u", FAIR_QUEUE_MAX_PER_KEY="²"), "must be a number of requests"),
-        (
-            config(DynamicBatching(preserve_ordering=True), FAIR_QUEUE_KEY="u"),
-            "cannot be set when 'preserve_ordering' is true",
-        ),
-    ],
-)
-def test_what_cannot_be(wrong: ModelConfig, fault: str) -> None:
-    with pytest.raises(InvalidArgument, match=fault):
-        Fairness.of(wrong)
+def delaying(most: int = 0) -> LevelledQueue:
+    """A queue in which a request is late after a second, and waits on."""
+    return LevelledQueue(Limits(otherwise=LevelLimits(1.0, delays=True)), lanes(most))
+
+
+def order_of(queue: LevelledQueue) -> str:
+    return " ".join(pending.request.id for pending in queue)
+
+
+def test_clients_take_turns_also_with_what_is_late() -> None:
+    queue = delaying()
+    for name in ("a1", "a2", "a3", "b1"):
+        queue.append(waiting(name[0], name))
+    assert queue.expire(1.0) == []
+    late = waiting("c", "c1")
+    late.arrived = 1.0
+    queue.append(late)
+    assert order_of(queue) == "c1 a1 b1 a2 a3"
+    assert [p.request.id for p in queue.take(2)] == ["c1", "a1"]
+    assert order_of(queue) == "b1 a2 a3"
+
+
+def test_the_late_count_among_what_a_client_has_waiting() -> None:
+    queue = delaying(most=2)
+    first, second, third = waiting("a", "a1"), waiting("a", "a2"), waiting("a", "a3")
+    second.arrived = third.arrived = 0.5
+    queue.append(first)
+    queue.append(second)
+    assert queue.expire(1.0) == []
+    for _ in range(2):  # one is late, then both are
+        with pytest.raises(Unavailable, match="of one client: 2 requests of 'client' 'a'"):
+            queue.append(third)
+        assert queue.expire(1.5) == []
+    queue.append(waiting("b", "b1"))
+    assert queue.remove(second)
+    queue.append(third)
+    assert order_of(queue) == "b1 a3 a1"
+    queue.take(3)
+    queue.append(waiting("a", "a4"))
+    assert order_of(queue) == "a4"
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import pytest
 
@@ -9,7 +10,6 @@ from microkernel import (
     DynamicBatching,
     InferRequest,
     InstanceGroup,
-    InvalidArgument,
     MicrokernelError,
     ModelConfig,
     ModelParameter,
@@ -18,7 +18,6 @@ from microkernel import (
 from microkernel.config.model import QueuePolicy
 from microkernel.scheduling.dynamic import queue_scheduler
 from microkernel.scheduling.hopeless import Capacity, Prospects
-from microkernel.scheduling.limits import Limits
 from microkernel.scheduling.pending import Pending, Runner
 from microkernel.stats import Failure
 
@@ -58,6 +57,10 @@ def test_how_long_a_newcomer_waits(
             ),
             Capacity(1, 7),
         ),
+        (
+            ModelConfig(instance_group=(InstanceGroup(), InstanceGroup(count=9, passive=True))),
+            Capacity(1, 1),
+        ),
     ],
 )
 def test_the_capacity_of_a_configuration(config: ModelConfig, capacity: Capacity) -> None:
@@ -76,22 +79,9 @@ def config(dynamic: DynamicBatching | None, **parameters: str) -> ModelConfig:
     return ModelConfig(name="m", max_batch_size=1, dynamic_batching=dynamic, parameters=given)
 
 
-@pytest.mark.parametrize(
-    ("wrong", "fault"),
-    [
-        (config(TIMEOUT, REJECT_HOPELESS="yes"), "must be 'true' or 'false', got 'yes'"),
-        (config(DynamicBatching(), REJECT_HOPELESS="true"), "needs a queue policy"),
-        (config(None, REJECT_HOPELESS="true"), "needs a queue policy"),
-    ],
-)
-async def test_what_cannot_be(wrong: ModelConfig, fault: str) -> None:
-    with pytest.raises(InvalidArgument, match=fault):
-        Prospects.of(wrong, Limits.of(wrong))
-
-
 async def test_it_is_off_unless_asked_for() -> None:
     for plain in (config(TIMEOUT), config(TIMEOUT, REJECT_HOPELESS="false")):
-        assert Prospects.of(plain, Limits.of(plain)) is None
+        assert Prospects.of(plain) is None
 
 
 class Measured:
@@ -146,6 +136,33 @@ async def test_only_what_has_a_chance_is_let_in() -> None:
     with pytest.raises(Unavailable, match="the timeout in 4 s"):
         submit("hasty", timeout=4)
     assert scheduler.waiting == 3
+
+
+async def test_what_may_be_late_is_let_in() -> None:
+    """Where it waits on after its deadline, it never times out."""
+    instance, loop = Measured(), asyncio.get_running_loop()
+    levels = replace(
+        TIMEOUT,
+        priority_levels=2,
+        default_priority_level=1,
+        priority_queue_policy={2: QueuePolicy("DELAY", default_timeout_microseconds=1_000_000)},
+    )
+    scheduler = queue_scheduler(config(levels, REJECT_HOPELESS="true"), instance)
+    instance.wake, instance.told = scheduler.wake, scheduler.executed
+
+    def submit(name: str, priority: int) -> None:
+        request = InferRequest("m", (), id=name, priority=priority)
+        scheduler.submit(Pending(request, 1, "", loop.create_future(), loop.time(), 0))
+
+    submit("first", 1)
+    await asyncio.sleep(10)
+    for number in range(4):
+        submit(f"urgent{number}", 1)
+    with pytest.raises(Unavailable, match="Request would time out before its turn"):
+        submit("hopeless", 1)
+    submit("patient", 2)
+    await asyncio.sleep(100)
+    assert [name for _, name in instance.ran][-1] == "patient"
 
 
 async def test_before_anything_is_known_everything_is_let_in() -> None:

@@ -26,7 +26,7 @@ from microkernel.scheduling.limits import LevelLimits, Limits
 from microkernel.scheduling.pending import Pending, Runner
 from microkernel.scheduling.policy import Batching, OneByOne, Policy
 from microkernel.scheduling.queue import QueueScheduler
-from microkernel.scheduling.waiting import PlainQueue
+from microkernel.scheduling.waiting import plain_lane
 from microkernel.stats import Failure
 from microkernel.testing import VirtualTimeLoop
 
@@ -86,7 +86,7 @@ class LevelsMachine(RuleBasedStateMachine):
 
     async def _make(self) -> QueueScheduler:
         fairness = Fairness("client", lambda request: request.parameters["client"])
-        queue = LevelledQueue(self.limits, fairness.lane if self.fair else PlainQueue)
+        queue = LevelledQueue(self.limits, fairness.lanes() if self.fair else plain_lane)
         return QueueScheduler(self.policy, self, queue)
 
     def run(self, coroutine: Coroutine[Any, Any, Any]) -> Any:

@@ -189,7 +189,7 @@ def everything() -> LevelledQueue:
     fairness = Fairness("client", lambda request: request.priority)
     return LevelledQueue(
         limits_of(priority_levels=2, default_priority_level=1, default_queue_policy=policy),
-        fairness.lane,
+        fairness.lanes(),
     )
 
 

@@ -141,6 +141,40 @@ async def test_what_is_left_behind_a_batch_keeps_its_own_deadline() -> None:
     assert executor.log == [(1, {"a": 1}), (6, {"b": 5})]
 
 
+BEHIND_ONE = ((0, "R0", 4), *((1 + n / 10, f"R{n + 1}", 1) for n in range(7)))
+
+
+@pytest.mark.parametrize(
+    ("dynamic", "batches"),
+    [
+        pytest.param(DynamicBatching((4,), 20_000_000), [(0, 1), (10, 7)], id="delay"),
+        pytest.param(DynamicBatching((4,)), [(0, 1), (10, 4), (20, 3)], id="no delay"),
+        pytest.param(
+            DynamicBatching((4,), 20_000_000, priority_levels=1, default_priority_level=1),
+            [(0, 1), (10, 4), (21.4, 3)],
+            id="priorities",
+        ),
+    ],
+)
+async def test_a_batch_grows_while_it_waits_for_an_instance(
+    dynamic: DynamicBatching, batches: list[tuple[float, int]]
+) -> None:
+    """Beyond its preferred size, but not where Triton closes it there, nor where it prepares
+    none."""
+    executor = OneInstance(10)
+    scheduler = queue_scheduler(ModelConfig(max_batch_size=8, dynamic_batching=dynamic), executor)
+    executor.wake = scheduler.wake
+    await submit_at(scheduler, *BEHIND_ONE)
+    await asyncio.sleep(100)
+    assert [(when, len(waits)) for when, waits in executor.log] == batches
+
+
+async def test_a_batch_does_not_grow_while_an_instance_is_free() -> None:
+    scheduler, executor = scheduler_of(batcher(8, 4, delay=5), seconds=0)
+    await submit_at(scheduler, (0, "a", 3), (1, "b", 3))
+    assert executor.log == [(1, {"a": 1})]
+
+
 async def test_requests_of_another_key_close_a_batch() -> None:
     scheduler, executor = scheduler_of(batcher(4, delay=5), seconds=1)
     for name, key in (("a", "x"), ("b", "y"), ("c", "y")):

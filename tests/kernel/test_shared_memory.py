@@ -1,5 +1,6 @@
 """Regions of shared memory: what can be registered, and parts that must stay inside."""
 
+import errno
 import gc
 import os
 import threading
@@ -25,7 +26,7 @@ from microkernel import (
     Unsupported,
 )
 from microkernel.regions import OpenSystemRegion
-from microkernel.shared_memory import SharedMemory
+from microkernel.shared_memory import MUCH, SharedMemory
 from microkernel.tensor import UINT8
 
 PAGE = 4096
@@ -181,6 +182,37 @@ def descriptors() -> int:
     return len(list(Path("/proc/self/fd").iterdir()))
 
 
+def test_no_input_is_larger_than_a_message_may_be(memory: SharedMemory, shared: Object) -> None:
+    os.truncate(f"/dev/shm/{shared.name}", 1 << 40)
+    memory.register(SystemRegion("r", shared.name, 1 << 40))
+    part = RegionPart("r", 2**31)
+    with pytest.raises(InvalidArgument, match="may have at most 2147483647 bytes, got 2147483648"):
+        memory.find(part).read(part)
+
+
+def test_it_is_said_when_the_server_has_too_many_files_open(
+    memory: SharedMemory, shared: Object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> int:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr("microkernel.regions.os.open", full)
+    with pytest.raises(Internal, match=r"Unable to open .* has too many files open"):
+        memory.register(SystemRegion("r", shared.name, PAGE))
+
+
+def test_regions_leave_half_of_the_files_to_connections(
+    memory: SharedMemory, shared: Object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("microkernel.shared_memory.most_open_files", lambda: 5)
+    for name in "ab":
+        memory.register(SystemRegion(name, shared.name, PAGE))
+    with pytest.raises(InvalidArgument, match="no more than 2 regions can be registered"):
+        memory.register(SystemRegion("c", shared.name, PAGE))
+    monkeypatch.setattr("microkernel.shared_memory.most_open_files", lambda: -1)
+    memory.register(SystemRegion("c", shared.name, PAGE))
+
+
 def test_unregistering_all_closes_every_object(memory: SharedMemory, shared: Object) -> None:
     before = descriptors()
     for name in "abc":
@@ -231,3 +263,32 @@ def test_names_that_have_left_are_forgotten(memory: SharedMemory, shared: Object
         memory.unregister(name)
     gc.collect()
     assert not memory._leaving
+
+
+@pytest.mark.parametrize("name", ["infer", "stream"])
+async def test_what_cannot_run_is_refused_before_much_of_it_is_read(
+    memory: SharedMemory, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """The object takes no memory, and entries of a request may name it any number of times."""
+
+    def check(request: InferRequest) -> None:
+        raise InvalidArgument(f"{len(request.inputs)} inputs")
+
+    async def run(request: InferRequest) -> Any:
+        raise AssertionError(request)
+
+    def read(region: OpenSystemRegion, part: RegionPart) -> bytes:
+        raise AssertionError(part)
+
+    monkeypatch.setattr(OpenSystemRegion, "read", read)
+    made = Object(create=True, size=MUCH)
+    try:
+        memory.register(SystemRegion("r", made.name, MUCH))
+        tensor = Tensor("IN", UINT8, (1,), b"")
+        parts = {"IN": RegionPart("r", MUCH // 2)}
+        request = InferRequest("m", (tensor,) * 3, shared_inputs=parts)
+        with pytest.raises(InvalidArgument, match="3 inputs"):
+            await getattr(memory, name)(request, run, check)
+    finally:
+        made.close()
+        made.unlink()

@@ -2,6 +2,7 @@
 
 import importlib
 import re
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,6 @@ from microkernel import (
     Tensor,
 )
 from microkernel.app import Setup
-from microkernel.config.model import SequenceBatching
 from microkernel.hookspecs import ENTRY_POINT_GROUP
 from microkernel.log import LogControl
 from microkernel.models.strategies import Guarded, Strategies
@@ -178,10 +178,19 @@ def _broken(_: ModelConfig) -> BatchingStrategy:
     raise ValueError("no idea")
 
 
+def _leaving(_: ModelConfig) -> BatchingStrategy:
+    sys.exit("I quit")
+
+
 @pytest.mark.parametrize(
     ("parameters", "files", "fault"),
     [
-        ({"BATCH_STRATEGY": "x"}, {}, "'BATCH_STRATEGY' .* names 'x', .* offer: broken, none$"),
+        (
+            {"BATCH_STRATEGY": "x"},
+            {},
+            "'BATCH_STRATEGY' .* names 'x', .* offer: broken, leaving, none$",
+        ),
+        ({"BATCH_STRATEGY": "leaving"}, {}, "cannot be made: SystemExit: I quit"),
         ({"BATCH_STRATEGY": "broken"}, {}, "cannot be made: ValueError: no idea"),
         ({"BATCH_STRATEGY": "none"}, {}, "must be a microkernel.BatchingStrategy, got int"),
         ({"TRITON_BATCH_STRATEGY_PATH": "x.py"}, {}, "names 'x.py', but .*x.py is not a file"),
@@ -203,41 +212,32 @@ def test_what_cannot_be_loaded(
 ) -> None:
     for name, text in files.items():
         (model / name).write_text(text)
-    strategies = Strategies({"broken": _broken, "none": lambda _: 7})  # type: ignore[dict-item, return-value]
+    registered = {"broken": _broken, "leaving": _leaving, "none": lambda _: 7}
+    strategies = Strategies(registered)  # type: ignore[arg-type]
     with pytest.raises(InvalidArgument, match=fault):
         strategies.of(config(**parameters), model, 1, BACKEND)
-
-
-@pytest.mark.parametrize("name", ["BATCH_STRATEGY", "TRITON_BATCH_STRATEGY_PATH"])
-@pytest.mark.parametrize("sequences", [False, True])
-def test_only_the_dynamic_batcher_takes_one(name: str, sequences: bool, model: Path) -> None:
-    own = ModelConfig(
-        name="m",
-        sequence_batching=SequenceBatching() if sequences else None,
-        parameters={name: ModelParameter("x.py")},
-    )
-    with pytest.raises(InvalidArgument, match=f"parameter '{name}' of model 'm' needs 'dynamic_"):
-        Strategies({}).of(own, model, 1, BACKEND)
 
 
 class Faulty(BatchingStrategy, OpenBatch):
     """Fails where it is told to."""
 
-    def __init__(self, where: str) -> None:
+    def __init__(self, where: str, error: BaseException) -> None:
         self._where = where
+        self._error = error
 
     def open_batch(self) -> OpenBatch:
         if self._where == "open_batch":
-            raise RuntimeError("no batch")
+            raise self._error
         return self
 
     def include(self, request: InferRequest) -> bool:
-        raise RuntimeError("no answer")
+        raise self._error
 
 
 @pytest.mark.parametrize("where", ["open_batch", "include"])
-def test_faults_are_logged_once_and_mean_yes(where: str) -> None:
-    guarded = Guarded("m", Faulty(where))
+@pytest.mark.parametrize("error", [RuntimeError("no answer"), SystemExit(3)])
+def test_faults_are_logged_once_and_mean_yes(where: str, error: BaseException) -> None:
+    guarded = Guarded("m", Faulty(where, error))
     with capture_logs() as logs:
         for _ in range(3):
             assert batches(guarded.open_batch, waiting(), waiting(), waiting()) == [3]

@@ -26,6 +26,7 @@ from microkernel.models.table import UNLOADED, ModelTable
 from microkernel.server import EXTENSIONS, KernelServer
 from microkernel.settings import ServerSettings
 from microkernel.stats import ModelStats
+from microkernel.workers.readiness import Readiness
 
 CONFIG = ModelConfig(
     name="m",
@@ -46,6 +47,9 @@ class Loaded:
         self.config = config
         self.ready = True
         self.stats = ModelStats()
+
+    def readiness(self) -> tuple[Readiness, ...]:
+        return ()
 
     async def infer(self, request: InferRequest) -> InferResponse:
         return InferResponse(self.config.name, self.version, request.id, ())

@@ -1,6 +1,7 @@
 """The table of data types, and tensors as views on bytes."""
 
 import struct
+import tracemalloc
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,7 @@ from microkernel.tensor import (
     element_count,
     encode_bytes,
     raw_view,
+    unknown_type,
 )
 
 ROWS = list(DATA_TYPES.values())
@@ -188,3 +190,22 @@ def test_truncated_bytes_are_refused(raw: bytes, message: str) -> None:
     with pytest.raises(InvalidArgument) as caught:
         decode_bytes(memoryview(raw), "A")
     assert str(caught.value) == message
+
+
+def test_encoding_takes_little_more_than_what_is_encoded() -> None:
+    elements = [b""] * 100_000
+    tracemalloc.start()
+    try:
+        encoded = encode_bytes(elements)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert encoded == bytes(400_000)
+    assert peak < 5 * len(encoded)
+
+
+def test_what_is_no_type_is_none_of_the_types() -> None:
+    row = unknown_type("FP32")
+    assert row is not FP32
+    assert (row.name, row.shown) == ("FP32", "<invalid>")
+    assert FP32.shown == "FP32"

@@ -183,6 +183,16 @@ async def test_draining_refuses_new_requests_and_waits_for_the_old(serve: Serve,
     assert worker.stopped
 
 
+async def test_draining_waits_for_what_runs_without_a_caller(serve: Serve, ask: Ask) -> None:
+    model, _ = await serve()
+    task = later(model, ask(1))
+    await asyncio.sleep(1)
+    task.cancel()
+    await model.drain()
+    assert asyncio.get_running_loop().time() == 10
+    assert task.cancelled()
+
+
 async def test_draining_an_idle_model_is_instant(serve: Serve) -> None:
     model, _ = await serve()
     await model.drain()

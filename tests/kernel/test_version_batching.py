@@ -13,7 +13,6 @@ from microkernel import (
     DynamicBatching,
     InferRequest,
     Internal,
-    InvalidArgument,
     MicrokernelError,
     ResponseStream,
     Tensor,
@@ -315,30 +314,6 @@ async def test_a_stream_that_must_wait_stops_its_model_and_is_not_given_up(
     assert instance.told == [("pause", 101), ("cancel", 100), ("resume", 101)]
     instance.flights.part(101, number(-1, final=True))
     assert await reading == [*range(HIGH_COUNT + 1), -1]
-
-
-@pytest.mark.parametrize(
-    ("dynamic", "parameters", "problem"),
-    [
-        (None, {"FAIR_QUEUE_MAX_PER_KEY": "3"}, "'FAIR_QUEUE_MAX_PER_KEY' of model 'odd' needs"),
-        (
-            DynamicBatching(),
-            {"ADAPTIVE_QUEUE_DELAY": "yes"},
-            "'ADAPTIVE_QUEUE_DELAY' of model 'odd' must be 'true' or 'false', got 'yes'",
-        ),
-        (None, {"ADAPTIVE_QUEUE_DELAY": "1"}, "must be 'true' or 'false', got '1'"),
-        (
-            None,
-            {"ADAPTIVE_QUEUE_DELAY": "true"},
-            "parameter 'ADAPTIVE_QUEUE_DELAY' of model 'odd' needs 'dynamic_batching'",
-        ),
-    ],
-)
-async def test_parameters_that_cannot_be_fail_the_load(
-    serve: Serve, dynamic: DynamicBatching | None, parameters: dict[str, str], problem: str
-) -> None:
-    with pytest.raises(InvalidArgument, match=problem):
-        await serve(dynamic, **parameters)
 
 
 async def test_clients_of_a_model_take_turns(serve: Serve, ask: Ask) -> None:

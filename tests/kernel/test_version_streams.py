@@ -1,7 +1,9 @@
 """Streams of a model version, on virtual time: how they are refused, counted, left and given up."""
 
 import asyncio
+import weakref
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -10,6 +12,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from microkernel import (
+    DynamicBatching,
     InferRequest,
     InferResponse,
     Internal,
@@ -97,6 +100,30 @@ async def test_an_error_of_an_ordinary_model_is_a_response(serve: Serve, ask: As
     assert (str(response.error), response.id, response.final) == ("not this one", "7", True)
     assert response.outputs == ()
     await model.drain()
+
+
+@pytest.mark.parametrize("preserve", [False, True])
+@pytest.mark.parametrize("decoupled", [False, True])
+async def test_the_data_of_a_request_that_failed_goes_with_its_error(
+    serve: Serve, without_collector: None, decoupled: bool, preserve: bool
+) -> None:
+    batching = DynamicBatching(preserve_ordering=preserve)
+    model, instance = await serve(decoupled=decoupled, dynamic_batching=batching)
+    instance.answer = lambda _: Internal("broken")
+    data = np.array([[1, 2]], np.int32)
+    gone = weakref.ref(data)
+    request = InferRequest("odd", (Tensor.from_numpy("X", data),))
+    asked = asyncio.ensure_future(model.infer(request))
+    del data, request
+    await asyncio.sleep(0)
+    if decoupled:
+        instance.flights.part(100, part(Internal("broken"), final=True))
+        instance.flights.returned(TIMES)
+    with suppress(Internal):
+        raise AssertionError(await asked)
+    del asked
+    await asyncio.sleep(0)
+    assert gone() is None
 
 
 @pytest.mark.parametrize("decoupled", [False, True])

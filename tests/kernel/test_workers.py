@@ -85,6 +85,7 @@ ERRORS = [
     ("ours", InvalidArgument, "the first number is wrong"),
     ("strange", Internal, "Stranger: what is this"),
     ("system_exit", Internal, "SystemExit: 3"),
+    ("interrupt", Internal, "KeyboardInterrupt: "),
     ("none", Internal, "TypeError: object of type 'NoneType' has no len()"),
     ("too_few", Internal, "the backend gave 1 outcomes for a batch of 2 requests"),
     ("no_outcome", Internal, "AttributeError: 'NoneType' object has no attribute 'outputs'"),

@@ -190,6 +190,19 @@ async def test_what_does_not_finish_in_time_is_answered_with_an_error(site: Site
     assert str(results[1]) == f"no instance of model 'odd' is alive: {reason}"
 
 
+async def test_what_runs_without_a_caller_does_not_hold_up_the_end(site: Site, ask: Ask) -> None:
+    from odd_backend import DEEDS  # on the path in these tests
+
+    add(site.one, "odd", worker="process")
+    await site.catalogue.load_all(None)
+    task = asyncio.ensure_future(site.infer(ask(DEEDS["hang"])))
+    await asyncio.sleep(0)
+    task.cancel()
+    with capture_logs():
+        assert not await site.catalogue.drain(0.05)
+        await asyncio.wait_for(site.catalogue.stop(), 20)
+
+
 def touch(directory: Path) -> None:
     """Make the directory look newer than it was."""
     newest = max(path.stat().st_mtime_ns for path in [directory, *directory.rglob("*")])

@@ -150,11 +150,11 @@ async def test_nothing_more_comes_to_a_worker_while_it_ends(
     """It takes a driver its time to take a process from a GPU."""
     ours, theirs = socket.socketpair()
     exit_code: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-    worker = ProcessWorker(hosted, Spawned(2**30, ours, exit_code), verbose=False)
+    worker = ProcessWorker(hosted, Spawned(2**30, ours, exit_code))
     starting = asyncio.ensure_future(worker.start(odd_config(), placements(2)))
     with theirs:
         await asyncio.sleep(0)
-        theirs.sendall(wire.control_message(Kind.DONE, None))
+        theirs.sendall(wire.control_message(Kind.DONE, []))
         instance, _ = await starting
         lost: list[str] = []
         worker.watch(lambda error: lost.append(str(error)))

@@ -5,7 +5,7 @@ import errno
 import os
 import signal
 import struct
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,12 +17,15 @@ from waiting import gone
 
 from microkernel import (
     InferRequest,
+    LogChanges,
+    LogSettings,
     MicrokernelError,
     ModelConfig,
     Placement,
     Tensor,
     Unavailable,
 )
+from microkernel.log import LogControl
 from microkernel.request import Answer
 from microkernel.workers import descriptors, process
 from microkernel.workers.arena import Block
@@ -54,7 +57,6 @@ DEATHS = [
     ("exit", "exit code 7"),
     ("segfault", "killed by signal SIGSEGV"),
     ("kill", "killed by signal SIGKILL"),
-    ("interrupt", "exit code 1"),
 ]
 
 
@@ -162,6 +164,22 @@ async def test_the_first_instance_lives_on_the_main_thread(
     await worker.stop()
 
 
+async def test_a_model_can_end_its_processes_and_what_it_leaves_ends_with_the_worker(
+    spawn: Spawn, odd_config: OddConfig, placements: Places, run_batch: RunBatch, ask: Ask
+) -> None:
+    worker = await spawn()
+    (instance,) = await worker.start(odd_config(), placements())
+    result = await asyncio.wait_for(run_batch(instance, ask(deed("offspring"))), 20)
+    forked, started, pid = output(result)[0].tolist()
+    left = psutil.Process(pid)
+    assert [forked, started] == [signal.SIGTERM] * 2
+    assert left.is_running()
+    worker.kill("its time has come")
+    await worker.released()
+    _, alive = psutil.wait_procs([left], timeout=10)
+    assert alive == []
+
+
 async def test_a_broken_log_line_does_not_fail_the_request(
     spawn: Spawn, odd_config: OddConfig, placements: Places, run_batch: RunBatch, ask: Ask
 ) -> None:
@@ -253,16 +271,37 @@ async def test_a_worker_that_dies_leaves_nothing_open(
 async def test_a_worker_logs_debug_lines_only_when_it_is_verbose(
     spawn: Spawn, odd_config: OddConfig, placements: Places
 ) -> None:
-    async def lines_of(*, verbose: bool) -> list[str]:
+    async def lines_of(level: int) -> list[str]:
         with capture_logs() as lines:
-            worker = await spawn(verbose=verbose)
+            control = LogControl(LogSettings(log_verbose_level=level))
+            worker = await spawn(log_control=control)
             with pytest.raises(MicrokernelError):
                 await worker.start(odd_config(FAIL="load"), placements())
             await worker.stop()
-        return [line["event"] for line in lines if line["log_level"] == "debug" and "model" in line]
+        return debug_lines(lines)
 
-    assert await lines_of(verbose=True) == ["order failed"]
-    assert await lines_of(verbose=False) == []
+    assert await lines_of(1) == ["order failed"]
+    assert await lines_of(0) == []
+
+
+def debug_lines(lines: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The events of those that come from a worker."""
+    return [line["event"] for line in lines if line["log_level"] == "debug" and "model" in line]
+
+
+async def test_a_worker_hears_that_the_log_becomes_verbose(
+    spawn: Spawn, odd_config: OddConfig
+) -> None:
+    control = LogControl(LogSettings())
+    worker = await spawn(log_control=control)
+    found = []
+    for level in (0, 1, 2, 0):
+        control.change(LogChanges(log_verbose_level=level))
+        with capture_logs() as lines, pytest.raises(MicrokernelError):
+            await worker.complete(odd_config(FAIL="complete"))
+        found.append(debug_lines(lines))
+    assert found == [[], ["order failed"], ["order failed"], []]
+    await worker.stop()
 
 
 def no_memory(number: int, size: int) -> Block:

@@ -25,6 +25,13 @@ SCHEMA = Schema(inputs=(("X", INT32),), outputs=("Y", "Z"), batches=True)
 ONE = np.ones((1, 2), np.int32)
 
 
+class Mute(Exception):
+    """Cannot tell its message."""
+
+    def __str__(self) -> str:
+        raise ValueError("nothing to say")
+
+
 class Acting(Instance):
     """Executes by calling a function."""
 
@@ -65,6 +72,8 @@ def raiser(error: BaseException) -> Callable[[Batch], Any]:
         (raiser(InvalidArgument("bad")), "bad"),
         (raiser(ZeroDivisionError("by zero")), "ZeroDivisionError: by zero"),
         (raiser(SystemExit(3)), "SystemExit: 3"),
+        (raiser(KeyboardInterrupt("no")), "KeyboardInterrupt: no"),
+        (raiser(Mute()), "Mute"),
         (lambda batch: None, "TypeError: object of type 'NoneType' has no len()"),
         (lambda batch: [], "the backend gave 0 outcomes for a batch of 2 requests"),
         (lambda batch: [None, None], "AttributeError: 'NoneType' object has no attribute"),
@@ -84,6 +93,14 @@ def raiser(error: BaseException) -> Callable[[Batch], Any]:
             lambda batch: [respond(y(), when=np.int64(3))] * 2,
             "response parameter 'when' must be a boolean, a number or text, got np.int64(3)",
         ),
+        (
+            lambda batch: [respond(y(), half="\ud800")] * 2,
+            "response parameter 'half' must be a boolean, a number or text, got '\\ud800'",
+        ),
+        (
+            lambda batch: [respond(y(), **{"\ud800": 1})] * 2,
+            "response parameter '\\ud800' must be a boolean, a number or text, got 1",
+        ),
     ],
 )
 def test_what_is_wrong_becomes_an_error_per_request(
@@ -99,11 +116,6 @@ def test_what_is_wrong_becomes_an_error_per_request(
 def test_one_of_our_errors_keeps_its_class() -> None:
     (outcome,) = run(Acting(raiser(InvalidArgument("bad"))), batch_of(()), SCHEMA)
     assert type(outcome) is InvalidArgument
-
-
-def test_a_keyboard_interrupt_is_not_the_backend_s_to_raise() -> None:
-    with pytest.raises(KeyboardInterrupt):
-        run(Acting(raiser(KeyboardInterrupt())), batch_of(()), SCHEMA)
 
 
 def test_one_request_may_fail_alone() -> None:

@@ -65,11 +65,11 @@ async def test_a_death_between_the_start_and_its_news_fails_the_start(
 ) -> None:
     ours, theirs = socket.socketpair()
     exit_code: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-    worker = ProcessWorker(hosted, Spawned(2**30, ours, exit_code), verbose=False)
+    worker = ProcessWorker(hosted, Spawned(2**30, ours, exit_code))
     starting = asyncio.ensure_future(worker.start(odd_config(), placements()))
     with theirs:
         await asyncio.sleep(0)
-        theirs.sendall(wire.control_message(Kind.DONE, None))
+        theirs.sendall(wire.control_message(Kind.DONE, []))
         await asyncio.sleep(0)  # now the loop has seen the message, and reads it after this
         exit_code.set_result(-signal.SIGKILL)
         with pytest.raises(Unavailable, match="killed by signal SIGKILL"):

@@ -1,20 +1,30 @@
 """Who may call what over gRPC, and which metadata reaches the model."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+import threading
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from structlog.testing import capture_logs
 
-from microkernel import REFUSAL, InvalidArgument, Unavailable
+from microkernel import (
+    REFUSAL,
+    InferRequest,
+    InferResponse,
+    InvalidArgument,
+    ModelConfig,
+    Unavailable,
+)
 from microkernel.testing import FakeServer
 
 grpc = pytest.importorskip("grpc", reason="the extra 'grpc' is missing")
 client = pytest.importorskip("tritonclient.grpc", reason="tritonclient[grpc] is missing")
 
+from microkernel_grpc.access_log import client_of  # noqa: E402
 from microkernel_grpc.forward import forwarder  # noqa: E402 - after the checks above
 from microkernel_grpc.frontend import GrpcFrontend  # noqa: E402
 from microkernel_grpc.restricted import GROUPS, guards  # noqa: E402
@@ -41,10 +51,105 @@ async def with_client(port: int, use: Callable[[Any], Any]) -> Any:
     return await asyncio.to_thread(run)
 
 
-def infer(c: Any, **rest: Any) -> Any:
+def ones() -> Any:
     tensor = client.InferInput("INPUT0", [1, 1], "FP32")
     tensor.set_data_from_numpy(np.ones((1, 1), np.float32))
-    return c.infer("identity", [tensor], **rest)
+    return tensor
+
+
+def infer(c: Any, **rest: Any) -> Any:
+    return c.infer("identity", [ones()], **rest)
+
+
+def told(lines: Sequence[Mapping[str, Any]], *keys: str) -> list[tuple[Any, ...]]:
+    return [tuple(line[key] for key in keys) for line in lines if line["event"] == "answered"]
+
+
+async def test_a_line_for_each_call(server: FakeServer) -> None:
+    def use(c: Any) -> None:
+        infer(c, request_id="mine\n")
+        c.get_model_config("identity")
+        c.is_server_live()
+        for name, version in (("identity", "x"), ("absent", "")):
+            with pytest.raises(client.InferenceServerException):
+                c.infer(name, [], version, request_id="two")
+
+    server.traced = True
+    with capture_logs() as lines:
+        async with serving(server, access_log=True) as port:
+            await with_client(port, use)
+    assert told(lines, "rpc", "code", "model", "id", "trace_id") == [
+        ("ModelInfer", "OK", "identity", "mine\\n", "1"),
+        ("ModelConfig", "OK", "identity", "", ""),
+        ("ServerLive", "OK", "", "", ""),
+        ("ModelInfer", "INVALID_ARGUMENT", "identity", "two", ""),
+        ("ModelInfer", "NOT_FOUND", "absent", "two", "1"),
+    ]
+    assert told(lines, "client", "requests", "responses")[0] == ("127.0.0.1", 1, 1)
+    ((received, sent, ms), *_) = told(lines, "received", "sent", "ms")
+    assert min(received, sent, ms) > 0
+
+
+async def test_a_line_for_a_stream_when_it_ends(server: FakeServer) -> None:
+    def use(c: Any) -> None:
+        done = threading.Semaphore(0)
+        c.start_stream(lambda result, error: done.release())
+        for name in "ab":
+            c.async_stream_infer("identity", [ones()], request_id=name)
+            assert done.acquire(timeout=20)
+        assert not told(lines, "rpc")
+        c.stop_stream()
+
+    with capture_logs() as lines:
+        async with serving(server, access_log=True) as port:
+            await with_client(port, use)
+    assert told(lines, "rpc", "code", "requests", "responses", "model", "id") == [
+        ("ModelStreamInfer", "OK", 2, 2, "identity", "a")
+    ]
+
+
+async def test_a_line_for_a_stream_whose_client_leaves(server: FakeServer) -> None:
+    started = threading.Event()
+
+    async def endless(config: ModelConfig, request: InferRequest) -> AsyncIterator[InferResponse]:
+        yield InferResponse("stream", 1, "", (), final=False)
+        await asyncio.Event().wait()
+
+    def use(c: Any) -> None:
+        c.start_stream(lambda result, error: started.set())
+        c.async_stream_infer("stream", [], request_id="mine")
+        assert started.wait(20)
+        c.stop_stream(cancel_requests=True)
+
+    server.models["stream"].responses = endless
+    with capture_logs() as lines:
+        async with serving(server, access_log=True) as port:
+            await with_client(port, use)
+    assert told(lines, "code", "requests", "responses", "model", "id") == [
+        ("CANCELLED", 1, 1, "stream", "mine")
+    ]
+
+
+async def test_no_line_unless_asked_for(server: FakeServer) -> None:
+    with capture_logs() as lines:
+        async with serving(server) as port:
+            await with_client(port, infer)
+    assert lines == []
+
+
+@pytest.mark.parametrize(
+    ("peer", "expected"),
+    [
+        ("ipv4:127.0.0.1:4711", "127.0.0.1"),
+        ("ipv6:%5B::1%5D:4711", "::1"),
+        ("ipv6:[2001:db8::1]:1", "2001:db8::1"),
+        ("unix:", "unix"),
+        ("unix:/run/it", "unix"),
+        ("", ""),
+    ],
+)
+def test_who_asked(peer: str, expected: str) -> None:
+    assert client_of(peer) == expected
 
 
 def test_every_call_is_in_one_group() -> None:

@@ -23,10 +23,10 @@ from microkernel import (
     Sequence,
     Tensor,
 )
-from microkernel_grpc.decode import decode, parse
+from microkernel_grpc.decode import decode, parse, parse_short
 from microkernel_grpc.encode import encode, encode_streamed, model_config
 from microkernel_grpc.schema import message
-from microkernel_grpc.wire import join_raw, split_raw
+from microkernel_grpc.wire import MOST_FIELDS, crowded, join_raw, split_raw
 
 
 def build(**fields: Any) -> Any:
@@ -170,9 +170,10 @@ def test_typed_contents_of_no_elements() -> None:
             "binary data was already supplied",
         ),
         (
-            {"inputs": [entry(datatype="FP9")]},
+            {"inputs": [entry(datatype="FP9", contents={"fp32_contents": [1, 2]})]},
             InvalidArgument,
-            "invalid datatype 'FP9' for input 'X'",
+            "unexpected explicit tensor data for input tensor 'X' for model 'm' of type "
+            "'<invalid>', expected datatype 'FP32'",
         ),
         (
             {"inputs": [entry(shape=[1, -1])], "id": "seven"},
@@ -329,11 +330,82 @@ def test_any_bytes_give_a_request_or_one_of_our_errors(packed: bytes) -> None:
         b"\x3a\x05abc",  # too short
         b"\x38\x01",  # not length-delimited
         b"\xff" * 20,  # a tag without end
-        b"\x0a\x00" * 2000,  # many tiny fields
+        b"\x0a\x00" * 3000,  # many tiny fields
+        b"\x3a\x00" * 3000,  # many tiny raw contents
     ],
 )
 def test_what_is_unusual_is_left_to_protobuf(packed: bytes) -> None:
     assert split_raw(packed) is None
+
+
+def wire(number: int, content: bytes) -> bytes:
+    """A field of a message that is not a number."""
+    prefix, length = bytearray([number << 3 | 2]), len(content)
+    while length > 127:
+        prefix.append(length & 127 | 128)
+        length >>= 7
+    return bytes([*prefix, length]) + content
+
+
+MANY = MOST_FIELDS + 1
+STRINGS = wire(5, wire(5, wire(8, b"") * MANY))
+CROWDS = {
+    "raw contents": wire(7, b"") * MANY,
+    "surplus raw contents": wire(5, b"") + wire(7, b"abcd") + wire(7, b"") * MANY,
+    "inputs": wire(5, b"") * MANY,
+    "outputs": wire(6, b"") * MANY,
+    "parameters": wire(4, b"") * MANY,
+    "parameters of inputs": wire(5, wire(4, b"") * (MANY // 2)) * 10,
+    "dims one by one": wire(5, b"\x18\x01" * MANY * 5),
+    "unknown fields": b"\x48\x01\x51\0\0\0\0\0\0\0\0\x5d\0\0\0\0\x63\x64" * (MANY // 5 + 1),
+}
+
+
+@pytest.mark.parametrize("name", CROWDS)
+def test_messages_of_too_many_parts_are_refused(name: str) -> None:
+    packed = CROWDS[name]
+    assert crowded(packed, (5, 6))
+    assert parse_short(packed) is None
+    with pytest.raises(InvalidArgument, match=f"more than {MOST_FIELDS} fields"):
+        parse(packed)
+
+
+@pytest.mark.parametrize(
+    "packed",
+    [wire(7, b"") * MOST_FIELDS, STRINGS, wire(7, bytes(1 << 20)), b"\x3a\xff", b"\xff" * 20, b""],
+)
+def test_others_are_not_crowded(packed: bytes) -> None:
+    assert not crowded(packed, (5, 6))
+
+
+def test_an_input_of_too_many_dims() -> None:
+    packed = wire(5, wire(1, b"X") + wire(3, b"\1" * (300 << 10))) + wire(7, b"")
+    assert parse_short(packed) is None
+    with pytest.raises(InvalidArgument, match="unexpected shape for input 'X' for model ''"):
+        parse(packed)
+
+
+@pytest.mark.parametrize(
+    ("packed", "long"),
+    [
+        (wire(7, b"abcd"), False),
+        (wire(7, bytes(1 << 20)), False),
+        (wire(7, b"") * 1000 + wire(7, bytes(1 << 20)), False),
+        (wire(7, b"") * 8193, True),
+        (STRINGS, False),
+        (STRINGS * 8, True),
+        (STRINGS * 8 + wire(7, b"abcd"), True),
+    ],
+)
+def test_what_takes_long(packed: bytes, *, long: bool) -> None:
+    assert (parse_short(packed) is None) is long
+    assert parse(packed)[0].IsInitialized()
+
+
+def test_typed_contents_of_several_turns() -> None:
+    values = list(range(20_000))
+    request = read(build(inputs=[entry(shape=[20_000], contents={"fp32_contents": values})]))
+    assert request.inputs[0].as_numpy().tolist() == values
 
 
 @given(st.lists(st.binary(max_size=300), max_size=4))

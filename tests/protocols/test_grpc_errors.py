@@ -152,7 +152,9 @@ CASES: list[tuple[str, dict[str, Any], str, str]] = [
     (
         "plain",
         {"inputs": [tensor("A", "float", 2)], "raw_input_contents": [bytes(8)]},
-        *("INVALID_ARGUMENT", "invalid datatype 'float' for input 'A'"),
+        "INVALID_ARGUMENT",
+        "inference input 'A' data-type is '<invalid>', but model 'plain' expects 'FP32'; 'float' "
+        "is no data type",
     ),
     (
         "plain",

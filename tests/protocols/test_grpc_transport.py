@@ -217,7 +217,10 @@ async def test_mutual_tls(server: FakeServer, pki: Path) -> None:
 
 
 def test_no_tls_unless_asked_for() -> None:
-    assert credentials(GrpcSettings(server_cert="absent")) is None
+    given = GrpcSettings(server_cert="absent")
+    assert credentials(given) is None
+    assert given.doubts() == ["--grpc-server-cert has no effect without --grpc-use-ssl"]
+    assert GrpcSettings(use_ssl=True, server_cert="absent").doubts() == []
 
 
 @needs_openssl

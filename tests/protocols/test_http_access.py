@@ -3,7 +3,7 @@
 import asyncio
 import http.client
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,14 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from microkernel import REFUSAL, InvalidArgument, Unavailable
+from microkernel import (
+    REFUSAL,
+    InferRequest,
+    InferResponse,
+    InvalidArgument,
+    ModelConfig,
+    Unavailable,
+)
 from microkernel.testing import FakeServer
 
 pytest.importorskip("aiohttp", reason="the extra 'http' is missing")
@@ -165,7 +172,11 @@ def test_what_is_added_for_a_page(
 
 
 @pytest.mark.parametrize(
-    "origin", ["", "null", "page.example", "https://page.example/", "https://a/b", "https://a b"]
+    "origin",
+    [
+        *("", "null", "page.example", "https://page.example/", "https://a/b", "https://a b"),
+        "https://*.page.example",
+    ],
 )
 async def test_what_is_no_origin_stops_the_front_end(origin: str) -> None:
     with pytest.raises(InvalidArgument, match="--http-cors-origin must be '\\*' or an origin"):
@@ -249,7 +260,7 @@ async def logged(http_serving: Serving, *requests: tuple[Any, ...]) -> list[dict
         async with http_serving(access_log=True) as frontend:
             for request in requests:
                 await ask(frontend.port, *request)
-    return [dict(line) for line in lines if line["event"] == "answered"]
+    return [dict(line) for line in lines if line["event"] in ("answered", "cut short")]
 
 
 async def test_a_line_for_each_request(http_serving: Serving) -> None:
@@ -273,10 +284,48 @@ async def test_a_line_for_each_request(http_serving: Serving) -> None:
         "client": "127.0.0.1",
         "id": "seven",
         "model": "identity",
+        "trace_id": "",
     }
     assert (health["status"], health["received"]) == (200, 0)
     assert (wrong["status"], wrong["id"], wrong["model"]) == (500, "", "identity")
     assert (refused["status"], refused["path"], refused["model"]) == (404, "/none", "")
+
+
+async def test_a_line_names_the_trace_of_its_request(
+    server: FakeServer, http_serving: Serving
+) -> None:
+    server.traced = True
+    (line,) = await logged(http_serving, ("POST", INFER, {}, BODY % b""))
+    assert line["trace_id"] == server.traces[0].shown_id == "1"
+
+
+@pytest.mark.parametrize("traced", [False, True])
+async def test_a_line_for_a_stream_whose_client_leaves(
+    server: FakeServer, http_serving: Serving, traced: bool
+) -> None:
+    left = asyncio.Event()
+
+    async def endless(config: ModelConfig, request: InferRequest) -> AsyncIterator[InferResponse]:
+        yield InferResponse("stream", 1, "", (), final=False)
+        await left.wait()
+        yield InferResponse("stream", 1, "", (), final=True)
+
+    server.traced, server.models["stream"].responses = traced, endless
+    with capture_logs() as lines:
+        async with http_serving(access_log=True) as frontend:
+            reader, writer = await asyncio.open_connection("127.0.0.1", frontend.port)
+            writer.write(
+                b"POST /v2/models/stream/generate_stream HTTP/1.1\r\nHost: x\r\n"
+                b'Content-Length: 13\r\n\r\n{"id":"mine"}'
+            )
+            await asyncio.wait_for(reader.readuntil(b"data: "), 20)
+            writer.transport.abort()
+            await writer.wait_closed()
+    (line,) = [line for line in lines if line["event"] in ("answered", "cut short")]
+    assert line["event"] == "cut short"
+    assert (line["status"], line["id"], line["model"]) == (200, "mine", "stream")
+    assert line["sent"] > len("data: ")
+    assert line["trace_id"] == ("1" if traced else "")
 
 
 async def test_a_clients_text_does_not_control_the_terminal(http_serving: Serving) -> None:

@@ -53,6 +53,30 @@ def test_data_that_does_not_shrink(coding: str) -> None:
     assert inflated(deflate([data], coding)) == data
 
 
+@given(st.lists(st.binary(max_size=99), min_size=1, max_size=4))
+def test_gzip_members_one_behind_another_are_one_body(parts: list[bytes]) -> None:
+    assert inflated(b"".join(map(gzip.compress, parts))) == b"".join(parts)
+
+
+def test_a_member_ends_anywhere_in_what_is_fed() -> None:
+    data = np.random.default_rng(2).bytes(2 * PIECE)
+    assert inflated(gzip.compress(data) + gzip.compress(b"end")) == data + b"end"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        gzip.compress(b"a") + zlib.compress(b"b"),
+        zlib.compress(b"a") + gzip.compress(b"b"),
+        gzip.compress(b"") * 4097,
+    ],
+    ids=["mixed", "zlib", "many"],
+)
+def test_what_is_no_further_member_is_refused(body: bytes) -> None:
+    with pytest.raises(Internal, match="there is more data after its end"):
+        inflated(body)
+
+
 @pytest.mark.parametrize("coding", sorted(CODINGS))
 def test_the_limit_itself_passes(coding: str) -> None:
     assert inflated(COMPRESS[coding](bytes(LIMIT))) == bytes(LIMIT)
@@ -215,7 +239,15 @@ async def test_an_error_is_never_compressed(http_port: int) -> None:
     assert json.loads(body)["error"].startswith("Request for unknown model")
 
 
-@pytest.mark.parametrize("coding", ["", "identity"])
+@pytest.mark.parametrize("coding", ["GZIP", "Deflate"])
+async def test_the_case_of_a_coding_does_not_matter(http_port: int, coding: str) -> None:
+    packed = COMPRESS[coding.lower()](BODY)
+    status, _, answer = await ask(http_port, packed, {"Content-Encoding": coding})
+    assert status == 200
+    assert json.loads(answer)["outputs"][0]["data"] == [1.0, 2.0]
+
+
+@pytest.mark.parametrize("coding", ["", "identity", "IDENTITY"])
 async def test_a_body_that_says_it_is_not_compressed(http_port: int, coding: str) -> None:
     status, _, _ = await ask(http_port, BODY, {"Content-Encoding": coding})
     assert status == 200

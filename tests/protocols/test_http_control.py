@@ -231,6 +231,16 @@ async def test_a_wrong_format_of_the_log_is_unavailable_over_http(http_port: int
     assert json.loads(body)["error"].startswith("invalid argument for log_format: 'x'")
 
 
+async def test_a_level_of_the_log_that_grpc_cannot_tell_is_refused(
+    server: FakeServer, http_port: int
+) -> None:
+    body = b'{"log_verbose_level": 4294967296}'
+    status, _, answer = await ask(http_port, "POST", "/v2/logging", body)
+    assert status == 503
+    assert "log_verbose_level: '4294967296', must be from 0" in json.loads(answer)["error"]
+    assert server.log.settings.log_verbose_level == 0
+
+
 @pytest.mark.parametrize("path", ["load", "unload"])
 async def test_loading_in_another_control_mode(
     server: FakeServer, http_port: int, path: str

@@ -216,6 +216,12 @@ def test_no_data_is_read_for_a_shape_without_elements(shape: list[int]) -> None:
     assert request.inputs[0].nbytes == 0
 
 
+def test_what_to_say_of_raw_data_of_no_type_is_left_to_who_knows_the_model() -> None:
+    raw = entry(datatype="FP9", data=..., parameters={"binary_data_size": 8})
+    datatype = read({"inputs": [raw]}, bytes(8)).inputs[0].datatype
+    assert (datatype.name, datatype.number) == ("FP9", 0)
+
+
 ONE_OF = (
     "Input must set only one of the following fields: 'data', 'binary_data_size' in "
     "'parameters', 'shared_memory_region' in 'parameters'. But "
@@ -363,6 +369,9 @@ def test_the_size_of_json_is_limited_and_equality_passes() -> None:
         ("96", 0, "inference header size should be in range (0, 95), got: 96"),
         ("-1", 0, "inference header size should be in range (0, 95), got: -1"),
         ("x", 0, "Unable to parse Inference-Header-Content-Length, got: x"),
+        ("1_0", 0, "Unable to parse Inference-Header-Content-Length, got: 1_0"),
+        ("\u0661", 0, "Unable to parse Inference-Header-Content-Length, got: \u0661"),
+        ("9" * 5000, 0, "Unable to parse Inference-Header-Content-Length, got: 999"),
     ],
 )
 def test_the_length_header(value: str | None, length: int, message: str) -> None:

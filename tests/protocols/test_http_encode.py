@@ -140,4 +140,4 @@ def test_each_class_of_error_has_a_status(error: type[MicrokernelError], status:
 
 def test_an_error_is_one_key_whatever_its_text() -> None:
     assert error_body('a "b" ü') == '{"error":"a \\"b\\" ü"}'.encode()
-    assert json.loads(error_body("\udcff\ud800")) == {"error": "\udcff\ud800"}
+    assert json.loads(error_body("\udcff\ud800")) == {"error": r"\udcff\ud800"}

@@ -217,6 +217,50 @@ async def test_what_is_no_http_is_answered_in_json(
 
 
 @pytest.mark.parametrize(
+    "target", ["http://x/v2/health/live", "HTTPS://[::1]:80/v2/health/live?probe=1"]
+)
+async def test_a_target_may_name_the_server(http_serving: Serving, target: str) -> None:
+    sent = f"GET {target} HTTP/1.1\r\nHost: x\r\n\r\n".encode()
+    async with http_serving() as frontend, connected(frontend.port, sent) as peer:
+        assert (await peer.answer())[0] == 200
+
+
+UPGRADE = LIVE.replace(b"\r\n\r\n", b"\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n")
+UPGRADED_INFER = infer(BODY, "Connection: Upgrade", "Upgrade: foo")
+_HALF = len(UPGRADED_INFER) - len(BODY) // 2
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        (UPGRADE + LIVE,),
+        (LIVE + UPGRADE + LIVE,),
+        (UPGRADED_INFER + LIVE,),
+        (UPGRADED_INFER[:_HALF], UPGRADED_INFER[_HALF:] + LIVE),
+    ],
+    ids=["head", "second", "body", "parts"],
+)
+async def test_what_is_lost_behind_an_unknown_upgrade_can_be_sent_again(
+    http_serving: Serving, parts: tuple[bytes, ...]
+) -> None:
+    async with http_serving() as frontend, connected(frontend.port, parts[0]) as peer:
+        for part in parts[1:]:
+            async with connected(frontend.port, LIVE) as other:  # the first part has come by then
+                await other.answer()
+            peer.writer.write(part)
+        told = await peer.rest()
+    assert told.count(b"HTTP/1.1 200 OK") == 1 + parts[0].startswith(LIVE)
+
+
+async def test_a_connection_outlives_an_unknown_upgrade(http_serving: Serving) -> None:
+    async with http_serving() as frontend, connected(frontend.port, UPGRADE) as peer:
+        assert (await peer.answer())[0] == 200
+        for sent in (UPGRADED_INFER, UPGRADE, LIVE):
+            peer.writer.write(sent)
+            assert (await peer.answer())[0] == 200
+
+
+@pytest.mark.parametrize(
     ("method", "path", "status"),
     [
         ("HEAD", "/v2/health/live", 405),
@@ -224,7 +268,8 @@ async def test_what_is_no_http_is_answered_in_json(
         ("DELETE", "/v2/models/identity", 405),
         ("GET", "/v2/models/identity/infer", 405),
         ("HEAD", "/", 404),
-        ("GET", "http://elsewhere/v2/health/live", 404),
+        ("GET", "http://elsewhere/v2/", 404),
+        ("GET", "http://elsewhere", 404),
         ("GET", "/v2/", 404),
     ],
 )

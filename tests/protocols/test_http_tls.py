@@ -5,6 +5,7 @@ import ssl
 import urllib.request
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -151,6 +152,18 @@ async def test_files_of_no_use_stop_the_front_end(settings: dict[str, Any], text
 async def test_files_of_no_use_stop_the_metrics_page() -> None:
     with pytest.raises(InvalidArgument, match="--http-server-cert must name a PEM file"):
         MetricsFrontend(FakeServer(), HttpSettings(metrics_use_ssl=True))
+
+
+def test_files_without_tls_are_doubtful() -> None:
+    given = HttpSettings(server_cert="a", root_cert="b")
+    assert given.doubts() == [
+        "--http-server-cert has no effect without --http-use-ssl",
+        "--http-root-cert has no effect without --http-use-ssl",
+    ]
+    assert replace(given, use_ssl=True).doubts() == []
+    assert replace(given, use_ssl_mutual=True).doubts() == []
+    assert replace(given, metrics_use_ssl=True).doubts() == []
+    assert HttpSettings().doubts() == []
 
 
 async def test_files_do_not_matter_where_nothing_is_served() -> None:

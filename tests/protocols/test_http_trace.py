@@ -23,6 +23,7 @@ from microkernel import (
     TraceChanges,
     TraceContext,
     TraceSettings,
+    Unavailable,
     Unsupported,
 )
 from microkernel.testing import FakeServer
@@ -258,8 +259,23 @@ async def test_a_request_that_fails_ends_its_trace(
         raise Internal("no")
 
     server.traced, server.models["identity"].answer = True, fail
-    status, _, _ = await ask(http_port, "POST", path, data, **headers)
-    assert (status, len(server.traces)) == (500, 1)
+    status, _, body = await ask(http_port, "POST", path, data, **headers)
+    assert (status, b'{"error":"no"}' in body) == (500, True)
+    (trace,) = server.traces
+    assert [name for name, _ in trace.timestamps] == MARKS
+
+
+@CALLS
+async def test_an_error_of_a_traced_request_is_that_of_any_other(
+    server: FakeServer, http_port: int, path: str, data: bytes, headers: dict[str, str]
+) -> None:
+    async def fail(config: ModelConfig, request: InferRequest) -> InferResponse:
+        raise Unavailable("no instance is alive")
+
+    server.models["identity"].answer = fail
+    plain = await ask(http_port, "POST", path, data, **headers)
+    server.traced = True
+    assert await ask(http_port, "POST", path, data, **headers) == plain
 
 
 @CALLS

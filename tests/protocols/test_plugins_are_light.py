@@ -69,7 +69,7 @@ def test_what_the_plug_ins_register() -> None:
         *("--metrics-port", "--metrics-use-ssl", "--metrics-auth-file"),
         *("--allow-grpc", "--grpc-address", "--grpc-port", "--reuse-grpc-port"),
         *("--grpc-header-forward-pattern", "--grpc-restricted-protocol"),
-        *("--grpc-auth-file",),
+        *("--grpc-auth-file", "--grpc-access-log"),
         *("--grpc-use-ssl", "--grpc-use-ssl-mutual", "--grpc-server-cert"),
         *("--grpc-server-key", "--grpc-root-cert", "--grpc-infer-response-compression-level"),
         *(

@@ -9,9 +9,11 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import pytest
+from structlog.testing import capture_logs
 
 from microkernel import InvalidArgument, Listening, MicrokernelError, ModelConfig, Unavailable
 from microkernel.frontend import clash
+from microkernel.options import options_of
 from microkernel.testing import FakeModel, FakeServer
 from microkernel_http.framing import SizedType
 from microkernel_http.sagemaker.routes import Action, find
@@ -65,6 +67,13 @@ async def test_where_it_listens() -> None:
     line = await frontend.start()
     assert line == f"Started Sagemaker HTTPService at 127.0.0.1:{frontend.port}"
     await frontend.stop(1)
+
+
+@pytest.mark.parametrize("ports", ["9-2", "1-65536", "9", "a-b"])
+def test_a_range_of_ports_that_cannot_be(ports: str) -> None:
+    _, spec, _ = options_of(SageMakerSettings)["safe_port_range"]
+    assert spec.fault(ports).startswith("must ")
+    assert [spec.fault(right) for right in ("2-9", "9-9", "0-65535")] == ["", "", ""]
 
 
 async def test_switched_off_it_reads_no_environment_and_does_not_listen() -> None:
@@ -267,6 +276,20 @@ async def test_a_traced_error_is_400(server: FakeServer, serving: Serving) -> No
     async with serving(server, {MODEL: "addsub"}) as site:
         assert await site.status("POST", "/invocations", body) == 400  # 500 in V2
     assert len(server.traces) == 1
+
+
+async def test_lines_name_the_model(
+    server: FakeServer, serving: Serving, unpacked: dict[str, str]
+) -> None:
+    with capture_logs() as lines:
+        async with serving(server, {MODEL: "identity"}, access_log=True) as site:
+            await site.ask("POST", "/invocations", {**INFER, "id": "mine"})
+            await site.ask("POST", "/models", unpacked)
+            await site.ask("GET", "/models/m")
+            await site.ask("GET", "/ping")
+    told = [line for line in lines if line["event"] == "answered"]
+    assert [line["model"] for line in told] == ["identity", "m", "m", ""]
+    assert [line["id"] for line in told] == ["mine", "", "", ""]
 
 
 @pytest.mark.parametrize("path", ["/invocations", "/models/m/invoke"])

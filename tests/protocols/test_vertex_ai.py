@@ -7,6 +7,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import pytest
+from structlog.testing import capture_logs
 
 from microkernel import InvalidArgument, Listening, Unavailable
 from microkernel.testing import FakeServer
@@ -105,6 +106,18 @@ async def test_without_a_default_the_only_model_predicts(server: FakeServer) -> 
     server.models["identity"].ready = False
     with pytest.raises(InvalidArgument, match="contains only a single model if default model"):
         await made(server).start()
+
+
+async def test_a_line_for_each_prediction(server: FakeServer, serving: Serving) -> None:
+    server.traced = True
+    with capture_logs() as lines:
+        async with serving(server, default_model="identity", access_log=True) as site:
+            await site.ask("POST", PREDICT, {**INFER, "id": "mine"})
+            redirect = {REDIRECT: "v2/models/sum/config"}
+            await site.ask("POST", PREDICT, b"", redirect)
+    first, second = [line for line in lines if line["event"] == "answered"]
+    assert [first[key] for key in ("id", "model", "trace_id")] == ["mine", "identity", "1"]
+    assert [second[key] for key in ("id", "model", "trace_id")] == ["", "sum", ""]
 
 
 async def test_a_default_that_is_not_loaded(server: FakeServer) -> None:

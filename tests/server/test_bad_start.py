@@ -213,6 +213,13 @@ def test_a_model_that_fails_ends_the_server_and_is_named(repositories: list[Path
             ["--model-control-mode=explicit", "--load-model=absent"],
             "model 'absent' of --load-model is in no repository",
         ),
+        (["--model-repository="], "--model-repository is empty"),
+        (["--http-auth-file=/nope"], "/nope"),
+        (["--http-header-forward-pattern=["], "--http-header-forward-pattern"),
+        (["--http-restricted-api=foo:a=b"], "--http-restricted-api"),
+        (["--http-cors-origin=https://*.example"], "--http-cors-origin"),
+        (["--grpc-use-ssl=true"], "--grpc-server-cert must name a PEM file"),
+        (["--grpc-restricted-protocol=foo:a=b"], "--grpc-restricted-protocol"),
         (["--model-repository=nowhere"], "nowhere': No such file or directory"),
         (
             ["--http-port=18765", "--metrics-port=18765"],
@@ -230,6 +237,8 @@ def test_settings_that_cannot_be(tmp_path: Path, flags: list[str], phrase: str) 
     code, errors, log = ended(tmp_path / "models", *flags)
     assert (code, len(errors)) == (1, 1), log
     assert phrase in errors[0]
+    assert "model loaded" not in log
+    assert "Started " not in log
 
 
 @pytest.mark.parametrize(

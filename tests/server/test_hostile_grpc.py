@@ -174,6 +174,14 @@ def inputs(count: int) -> Fill:
     return fill
 
 
+def misnamed(kind: str) -> Fill:
+    def fill(request: Any) -> None:
+        request.inputs.add(name="IN_INT32", datatype=kind, shape=[1, 2])
+        request.raw_input_contents.append(bytes(8))
+
+    return fill
+
+
 REQUESTS: dict[str, tuple[Fill, str]] = {
     "dims of 2^64": (given("INT32", [2**62, 2], bytes(8)), "Expected"),
     "dims of 2^126": (given("INT32", [2**63 - 1, 2], bytes(8)), "Expected"),
@@ -194,10 +202,7 @@ REQUESTS: dict[str, tuple[Fill, str]] = {
     "64 MiB for two": (given("INT32", [1, 2], bytes(64 << 20)), "input byte size mismatch"),
     "10,000 parameters": (parameters(10_000), "invalid value type for 'k"),
     "10,000 inputs": (inputs(10_000), "expected number of inputs between 0 and 7 but got 10000"),
-    "a type of a megabyte": (
-        lambda request: request.inputs.add(name="x", datatype="x" * (1 << 20)),
-        "invalid datatype 'xxx",
-    ),
+    "a type of a megabyte": (misnamed("x" * (1 << 20)), f"'{'x' * 100}' is no data type"),
 }
 
 

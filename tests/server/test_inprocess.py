@@ -366,10 +366,13 @@ def test_what_is_not_offered(server: Server, tmp_path: Path) -> None:
     for call in (server.register_model_repository, server.unregister_model_repository):
         with pytest.raises(tritonserver.UnsupportedError, match="control mode is not EXPLICIT"):
             call(tmp_path)
-    with pytest.raises(tritonserver.UnsupportedError, match="load models by name"):
+    with pytest.raises(tritonserver.UnavailableError, match="polling is disabled"):
         server.poll_model_repository()
     with pytest.raises(tritonserver.UnavailableError, match="explicit model load"):
         server.load("line")
+    version: Any = "1"
+    with pytest.raises(TypeError, match="version of model 'line' must be an int, got '1'"):
+        server.model("line", version)
 
 
 def test_the_server_goes_on_beside_threads_that_end(server: Server) -> None:

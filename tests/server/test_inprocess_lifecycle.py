@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -106,6 +107,18 @@ def test_two_servers_beside_each_other(repository: Path, tmp_path: Path) -> None
         assert {name for name, _ in two.models()} == {"echo"}
         one.stop()
         assert two.ready()
+
+
+def test_polling_by_a_call(repository: Path) -> None:
+    with Server(model_repository=repository, model_control_mode=ModelControlMode.POLL) as server:
+        write_echo(repository)
+        assert not server.model("echo").ready()
+        server.poll_model_repository()
+        assert server.model("echo").ready()
+        shutil.rmtree(repository / "gated")
+        server.poll_model_repository()
+        assert not server.model("gated").ready()
+        assert server.model("echo").ready()
 
 
 def test_loading_and_unloading(repository: Path, tmp_path: Path) -> None:

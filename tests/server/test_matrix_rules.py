@@ -234,7 +234,7 @@ def test_surplus_raw_contents_are_left_alone(server: Running) -> None:
         ),
         (typed("INT8", [1, 2]), "input byte size mismatch"),
         (typed("INT8", [1, 2], int_contents=[1]), "input byte size mismatch"),
-        (raw("FP31", [1, 2], b"ab"), "'FP31'"),
+        (raw("FP31", [1, 2], b"ab"), "unexpected inference input 'IN_FP31'"),
     ],
 )
 def test_typed_fields_and_raw_contents_that_are_wrong(

@@ -209,24 +209,30 @@ def test_a_grpc_stream(server: Running, grpc_client: Any, model: str) -> None:
     assert after["cache_miss"] - before["cache_miss"] == 2
 
 
-def test_tensors_in_shared_memory_are_not_cached(server: Running, http_client: Any) -> None:
-    rows = np.array([[71]], np.int32)
-    region = shm.create_shared_memory_region("cached", "/microkernel_cached", rows.nbytes)
+def test_tensors_in_shared_memory(server: Running, http_client: Any) -> None:
+    """What lies there counts as it was when the request came."""
+    region = shm.create_shared_memory_region("cached", "/microkernel_cached", 12)
+    before = counted(server, "counting")
+    found = []
     try:
-        shm.set_shared_memory_region(region, [rows])
-        http_client.register_system_shared_memory("cached", "/microkernel_cached", rows.nbytes)
-        before = counted(server, "counting")
-        for _ in range(2):
+        http_client.register_system_shared_memory("cached", "/microkernel_cached", 12)
+        for value in (71, 71, 72, 71):
+            shm.set_shared_memory_region(region, [np.array([value, 0, 0], np.int32)])
             tensor = tritonclient.http.InferInput("X", [1, 1], "INT32")
-            tensor.set_shared_memory("cached", rows.nbytes)
-            http_client.infer("counting", [tensor])
+            tensor.set_shared_memory("cached", 4)
+            outputs = [tritonclient.http.InferRequestedOutput(name) for name in ("TWICE", "RUN")]
+            for number, output in enumerate(outputs):
+                output.set_shared_memory("cached", 4, 4 + 4 * number)
+            http_client.infer("counting", [tensor], outputs=outputs)
+            found.append(shm.get_contents_as_numpy(region, np.int32, [3]).tolist())
         after = counted(server, "counting")
     finally:
         http_client.unregister_system_shared_memory("cached")
         shm.destroy_shared_memory_region(region)
-    assert after["success"] - before["success"] == 2
-    assert after["cache_hit"] == before["cache_hit"]
-    assert after["cache_miss"] == before["cache_miss"]
+    run = found[0][2]
+    assert found == [[71, 142, run], [71, 142, run], [72, 144, run + 1], [71, 142, run]]
+    assert after["cache_hit"] - before["cache_hit"] == 2
+    assert after["cache_miss"] - before["cache_miss"] == 2
 
 
 def test_the_metrics_page(server: Running) -> None:

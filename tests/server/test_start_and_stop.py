@@ -2,8 +2,9 @@
 
 import json
 import os
+import resource
+import shlex
 import signal
-import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,7 +15,6 @@ import numpy as np
 import psutil
 import pytest
 from server_harness import (
-    ADDRESS,
     COMMAND,
     PATIENCE,
     Answer,
@@ -40,6 +40,14 @@ def execute(self, requests):
     if os.path.exists(self.folder + "/gate"):
         open(self.folder + "/gate").read()
     return [answer(Y=read(r, "X")) for r in requests]
+"""
+SUMS = """
+def initialize(self, args):
+    self.sum = 0
+
+def execute(self, requests):
+    self.sum += sum(int(read(r, "X").sum()) for r in requests)
+    return [answer(Y=np.array([[self.sum]], np.int32)) for r in requests]
 """
 X = ("X", "INT32", [7])
 
@@ -98,19 +106,10 @@ def over_grpc(server: Running) -> Answer:
     return Answer(200, {}, json.dumps({"outputs": [{"data": numbers}]}).encode())
 
 
-def is_closed(port: int) -> bool:
-    """Whether nobody listens on a port."""
-    try:
-        socket.create_connection((ADDRESS, port), PATIENCE).close()
-    except ConnectionRefusedError:
-        return True
-    return False
-
-
 @contextmanager
-def started(repository: Path, *flags: str) -> Iterator[Running]:
+def started(repository: Path, *flags: str, command: Path = COMMAND) -> Iterator[Running]:
     """A server of this test's own; killed where the test does not end it."""
-    running = launch(repository, *flags)
+    running = launch(repository, *flags, command=command)
     try:
         yield running.wait_started()
     finally:
@@ -129,9 +128,11 @@ def test_what_was_accepted_is_answered_before_the_end(
         server.signal(number)
         assert server.log.wait("stopping")["signal"] == number.name
         assert server.metrics()  # reachable to the end
-        server.until(lambda: is_closed(server.http))
-        with pytest.raises(ConnectionRefusedError):
-            server.infer("slow", X)
+        server.until(lambda: server.get("/v2/health/ready").status == 503)
+        for path in ("ready", "live"):
+            assert server.get(f"/v2/health/{path}").json == {"error": "Server exiting"}
+        refused = server.infer("slow", X)
+        assert (refused.status, "Server is stopping" in refused.error) == (503, True)
         waiting.release()
         assert server.wait_exit() == 0
     for found in waiting.ends():
@@ -139,6 +140,31 @@ def test_what_was_accepted_is_answered_before_the_end(
         assert found.status == 200
         assert found.json["outputs"][0]["data"] == [7]
     assert server.log.lines[-1]["event"] == "stopped"
+
+
+def test_sequences_that_have_begun_may_end_while_the_server_stops(repository: Path) -> None:
+    write_python_model(repository, "sums", "max_batch_size: 1\nsequence_batching {}" + CONFIG, SUMS)
+
+    def ask_for(number: int, **parameters: object) -> Answer:
+        tensor = {"name": "X", "datatype": "INT32", "shape": [1, 1], "data": [number]}
+        document = {"inputs": [tensor], "parameters": parameters}
+        return server.post("/v2/models/sums/infer", json.dumps(document).encode())
+
+    gate = Gate(repository / "slow" / "gate")
+    with started(repository, "--model-control-mode=explicit", "--load-model=*") as server:
+        assert ask_for(1, sequence_id=5, sequence_start=True).status == 200
+        waiting = InFlight(server, gate)
+        server.signal(signal.SIGTERM)
+        server.until(lambda: server.get("/v2/health/ready").status == 503)
+        assert ask_for(20, sequence_id=5).json["outputs"][0]["data"] == [21]
+        refused = ask_for(1, sequence_id=6, sequence_start=True)
+        assert (refused.status, "Server is stopping" in refused.error) == (503, True)
+        refused = server.post("/v2/repository/models/slow/load")
+        assert (refused.status, refused.error) == (503, "Server exiting")
+        assert ask_for(300, sequence_id=5, sequence_end=True).json["outputs"][0]["data"] == [321]
+        waiting.release()
+        assert server.wait_exit() == 0
+    waiting.ends()
 
 
 def test_what_takes_longer_than_the_exit_timeout_is_cut_off(repository: Path) -> None:
@@ -276,6 +302,24 @@ def test_lines_of_a_model_name_its_requests(tmp_path: Path) -> None:
     assert (line["model"], line["version"], line["request_ids"]) == ("slow", 1, ["mine"])
 
 
+CHATTY = """
+def execute(self, requests):
+    pb_utils.Logger.log_verbose("in detail")
+    return [answer(Y=read(r, "X")) for r in requests]
+"""
+
+
+def test_models_are_verbose_when_the_log_becomes_so(tmp_path: Path) -> None:
+    write_python_model(tmp_path / "models", "slow", CONFIG, CHATTY)
+    with started(tmp_path / "models") as server:
+        assert server.infer("slow", X).status == 200
+        assert server.post("/v2/logging", b'{"log_verbose_level": 1}').status == 200
+        server.until(
+            lambda: server.infer("slow", X).status == 200 and "in detail" in server.log.text
+        )
+        assert server.log.wait("in detail")["model"] == "slow"
+
+
 def test_flags_without_effect_warn_once_each(repository: Path) -> None:
     flags = ["--http-thread-count=4", "--cache-directory=/caches", "--id=mine"]
     flags += ["--strict-model-config=true", "--backend-config=tensorflow,version=2"]
@@ -340,6 +384,22 @@ def test_settings_come_from_a_file_and_flags_beat_it(repository: Path) -> None:
         assert "Use --http-max-input-size to increase the limit." in found.error
     with started(repository, "--http-max-input-size=1000") as server:
         assert server.infer("slow", X).status == 200
+
+
+def test_the_server_may_open_all_the_files_it_can_and_models_what_is_usual(
+    repository: Path,
+) -> None:
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard <= 512:
+        pytest.skip("too few files are allowed")
+    command = repository.parent / "microkernel"
+    command.write_text(f'#!/bin/sh\nulimit -S -n 512\nexec {shlex.quote(str(COMMAND))} "$@"\n')
+    command.chmod(0o755)
+    with started(repository, command=command) as server:
+        process = psutil.Process(server.process.pid)
+        assert process.rlimit(psutil.RLIMIT_NOFILE) == (hard, hard)
+        workers = [child.rlimit(psutil.RLIMIT_NOFILE) for child in process.children(True)]
+        assert set(workers) == {(512, hard)}
 
 
 def test_nothing_is_left_where_the_server_was_started(repository: Path) -> None:

@@ -43,9 +43,11 @@ def _check_count(config: ModelConfig, graph: Graph) -> None:
     required = sum(not entry.optional for entry in config.input)
     expected = required + len(sequence_inputs(config)) + len(made_from_batch(config))
     if expected != len(graph.inputs):
+        needed = [e.name for e in config.input if e.optional and e.name in graph.inputs]
+        told = "".join(f"; input '{name}' is optional, but the model needs it" for name in needed)
         raise InvalidArgument(
             f"unable to load model '{config.name}', configuration expects {expected} inputs, model "
-            f"provides {len(graph.inputs)}"
+            f"provides {len(graph.inputs)}{told}"
         )
 
 

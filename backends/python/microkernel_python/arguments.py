@@ -57,7 +57,7 @@ def parameter_values(value: object) -> dict[str, bool | int | str]:
     """Request or response parameters: a dict from str to bool, int or str; None means none.
 
     Raises TritonModelException naming the type found for anything else, and for an integer that
-    needs more than 64 bits.
+    needs more than 64 bits or a text with half a surrogate pair.
     """
     if value is None:
         return {}
@@ -69,7 +69,7 @@ def parameter_values(value: object) -> dict[str, bool | int | str]:
 def _key(key: object) -> str:
     if not isinstance(key, str):
         raise TritonModelException(f"parameter keys must be str, found type '{_name(key)}'")
-    return key
+    return _encodable(key, f"the parameter key {key!r}")
 
 
 def _value(key: str, value: Any) -> bool | int | str:
@@ -77,8 +77,19 @@ def _value(key: str, value: Any) -> bool | int | str:
         raise TritonModelException(
             f"parameter '{key}' must be a bool, an int or a str, found type '{_name(value)}'"
         )
-    if not isinstance(value, str) and value not in INT64:
+    if isinstance(value, str):
+        return _encodable(value, f"parameter '{key}'")
+    if value not in INT64:
         raise TritonModelException(f"parameter '{key}' does not fit 64 bits: {value}")
+    return value
+
+
+def _encodable(value: str, what: str) -> str:
+    """A text that a client can be sent."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise TritonModelException(f"{what} is no text in Unicode: {value!r}") from None
     return value
 
 

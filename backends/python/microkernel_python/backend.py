@@ -81,7 +81,7 @@ def _completed(method: Callable[[autocomplete.ModelConfig], object], config: Mod
         completed = method(document)
         if isinstance(completed, autocomplete.ModelConfig):
             return json.dumps(completed.as_dict())
-    except (Exception, SystemExit) as error:
+    except BaseException as error:
         raise Internal(describe(error)) from error
     raise Internal(
         f"auto_complete_config function in model '{config.name}' must return a valid "

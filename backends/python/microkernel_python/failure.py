@@ -5,6 +5,7 @@ import traceback
 from pathlib import Path
 
 import microkernel
+from microkernel import error_summary
 
 _SKIPPED = (
     "<frozen importlib",
@@ -19,7 +20,7 @@ def describe(error: BaseException) -> str:
     Frames of the server itself and of the import machinery are left out; with no frame left, as
     after a syntax error, so is `At:`.
     """
-    summary = f"{type(error).__name__}: {error}"
+    summary = error_summary(error)
     frames = [
         f"  {frame.f_code.co_filename}({line}): {frame.f_code.co_name}\n"
         for frame, line in traceback.walk_tb(error.__traceback__)

@@ -3,6 +3,7 @@
 import inspect
 import json
 import logging
+import threading
 import traceback
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
@@ -68,11 +69,12 @@ class PythonInstance(Instance):
         self._outputs = tuple(output.name for output in model_outputs(config))
         self._abandonments = Abandonments(placement.name)
         self._loop: LoopThread | None = None
+        self._making = threading.Lock()
         try:
             self._model: Any = model()
             if hasattr(self._model, "initialize"):
                 self._model.initialize(arguments(config, folder, placement))
-        except (Exception, SystemExit) as error:
+        except BaseException as error:
             raise Internal(describe(error)) from error
 
     def execute(self, batch: Batch) -> list[Outcome]:
@@ -110,6 +112,18 @@ class PythonInstance(Instance):
         if replies:
             self._begin(replies)
 
+    def readiness(self) -> Callable[[], bool] | None:
+        """The model's `is_ready`, None where it has none."""
+        return self._is_ready if hasattr(self._model, "is_ready") else None
+
+    def _is_ready(self) -> bool:
+        said = self._model.is_ready()
+        if inspect.iscoroutine(said):
+            said = self._event_loop().run(said)
+        if isinstance(said, bool):
+            return said
+        raise TypeError(f"is_ready of '{self._name}' must return a bool, got {type(said)}")
+
     def close(self) -> None:
         """Stop the event loop and call the model's `finalize`; what that raises is only logged."""
         if self._loop is not None:
@@ -117,7 +131,7 @@ class PythonInstance(Instance):
         try:
             if hasattr(self._model, "finalize"):
                 self._model.finalize()
-        except (Exception, SystemExit) as error:  # noqa: BLE001 - unloading goes on
+        except BaseException as error:  # noqa: BLE001 - unloading goes on
             _LOG.info("finalize of '%s' failed: %s", self._name, describe(error))
         self._abandonments.stop()
 
@@ -188,7 +202,7 @@ class PythonInstance(Instance):
         """Call what runs code of the model; what it raises becomes Internal."""
         try:
             return action(*args, **kwargs)
-        except (Exception, SystemExit) as error:
+        except BaseException as error:
             _LOG.error("execute of '%s' failed", self._name, exc_info=error)
             raise self._failure(describe(error)) from error
 
@@ -234,9 +248,10 @@ class PythonInstance(Instance):
         """The instance's loop, made when first needed; most models need neither it nor asyncio."""
         from microkernel_python.loop import LoopThread  # noqa: PLC0415 - imports asyncio
 
-        if self._loop is None:
-            self._loop = LoopThread(f"{self._name} loop")
-        return self._loop
+        with self._making:  # `is_ready` may come while `execute` runs
+            if self._loop is None:
+                self._loop = LoopThread(f"{self._name} loop")
+            return self._loop
 
     def _failure(self, reason: str) -> Internal:
         return Internal(failed(self._name, reason))

@@ -46,7 +46,9 @@ class LoopThread:
         self._begun.add(task)  # the loop itself does not keep tasks alive
         try:
             await awaitable
-        except (Exception, SystemExit) as error:  # noqa: BLE001 - passed on
+        except BaseException as error:
+            if isinstance(error, asyncio.CancelledError) and self._stopping.is_set():
+                raise
             failed(error)
         finally:
             self._begun.discard(task)
@@ -70,5 +72,5 @@ class _Raised:
 async def _guarded(awaitable: Awaitable[T]) -> T | _Raised:
     try:
         return await awaitable
-    except (Exception, SystemExit, asyncio.CancelledError) as error:  # noqa: BLE001 - passed on
+    except BaseException as error:  # noqa: BLE001 - passed on
         return _Raised(error)

@@ -49,7 +49,7 @@ def import_class(path: Path, folder: Path) -> type[object]:
     _extend_path(folder)
     try:
         found = getattr(_import_file(path, folder), _CLASS, None)
-    except (Exception, SystemExit) as error:
+    except BaseException as error:
         forget(folder)
         remove_from_path(folder)
         raise Internal(describe(error)) from error

@@ -27,13 +27,14 @@ SILENCE = 10.0
 @dataclass(slots=True)
 class Lookup:
     """What came of looking for the response to a request: its outputs, None for a miss. `began` is
-    on the monotonic clock; `ns` is how long it took."""
+    on the monotonic clock; `ns` is how long it took. `counted` is for whoever counts misses."""
 
     cache: "ModelCache"
     key: bytes
     began: int
     ns: int
     outputs: tuple[Tensor, ...] | None
+    counted: bool = False
 
     async def keep(self, outputs: tuple[Tensor, ...]) -> int:
         """Keep the outputs of the response that was missed; how many nanoseconds the cache took of
@@ -67,10 +68,9 @@ class ModelCache:
         return self._digest.digest()
 
     def covers(self, request: InferRequest) -> bool:
-        """Whether the request may be answered from the cache: not one whose tensors lie in shared
-        memory, where its client could change them after they were hashed, and not one of a
-        sequence."""
-        return not (request.shared_inputs or request.shared_outputs or request.sequence.id)
+        """Whether the request may be answered from the cache: not one of a sequence. Inputs in
+        shared memory have been copied, and outputs are yet to be."""
+        return not request.sequence.id
 
     async def look(self, request: InferRequest) -> Lookup:
         """Look for the response to a request that was checked and is covered."""
@@ -94,7 +94,7 @@ class ModelCache:
             return None if value is None else await self._decoded(value, key)
         except ValueError as error:
             self._log.debug("kept response cannot be used", reason=str(error))
-        except Exception as error:  # noqa: BLE001 - a stranger's code, without which all goes on
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - a stranger's code, without which all goes on
             self._complain(error)
         return None
 
@@ -106,7 +106,7 @@ class ModelCache:
             )
         return decode_entry(value, key, self._datatypes, trusted=trusted)
 
-    def _complain(self, error: Exception) -> None:
+    def _complain(self, error: BaseException) -> None:
         now = self._loop.time()
         if now >= self._silent_until:
             self._silent_until = now + SILENCE
@@ -120,7 +120,7 @@ class ModelCache:
             else:
                 value = encode_entry(key, outputs)
             await self._cache.insert(key, value)
-        except Exception as error:  # noqa: BLE001 - as above
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - as above
             self._log.debug("response not kept", reason=str(error))
 
     async def settled(self) -> None:

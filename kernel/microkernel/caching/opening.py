@@ -25,7 +25,7 @@ def open_cache(
         cache: Cache = make(kind.factory, settings)
     except MicrokernelError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         reason = f"{type(error).__name__}: {error}"
         raise InvalidArgument(
             f"{FLAG}: the cache '{choice.name}' cannot be made: {reason}"

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 
 from microkernel.config.model import EnsembleScheduling, EnsembleStep, ModelConfig
+from microkernel.request import LATEST
 
 ENSEMBLE = "ensemble"
 """The platform of every ensemble, and of nothing else."""
@@ -42,6 +43,11 @@ def _steps(name: str, scheduling: EnsembleScheduling | None) -> Iterator[str]:
         for field in ("model_name", "input_map", "output_map"):
             if not getattr(step, field):
                 yield f"must specify '{field}' in step {index} of ensemble '{name}'"
+        if step.model_version < LATEST:
+            yield (
+                f"'model_version' in step {index} of ensemble '{name}' must be a version, or -1 "
+                f"for the latest, got {step.model_version}"
+            )
 
 
 def ensemble_tensors(config: ModelConfig) -> Iterator[str]:

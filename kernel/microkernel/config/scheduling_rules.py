@@ -70,6 +70,7 @@ def sequence_batching(config: ModelConfig) -> Iterator[str]:
         return
     faults = chain(
         _controls(config.sequence_batching),
+        _names(config, config.sequence_batching),
         _strategy(config.sequence_batching, config.max_batch_size),
         *(_state(state) for state in config.sequence_batching.state),
     )
@@ -92,6 +93,18 @@ def _controls(batching: SequenceBatching) -> Iterator[str]:
         for control in tensor.control:
             faults = _correlation if control.kind == "CONTROL_SEQUENCE_CORRID" else _flag
             yield from (f"{fault} for control tensor '{tensor.name}'" for fault in faults(control))
+
+
+def _names(config: ModelConfig, batching: SequenceBatching) -> Iterator[str]:
+    """No two tensors that the model is fed have one name. Two states may: one is ignored."""
+    taken = {tensor.name for tensor in config.input}
+    controls = {tensor.name: None for tensor in batching.control_input if tensor.name}
+    states = {state.input_name: None for state in batching.state if state.input_name}
+    for what, names in (("control tensor", controls), ("sequence batching state", states)):
+        for name in names:
+            if name in taken:
+                yield f"{what} '{name}' has the name of another input"
+        taken.update(names)
 
 
 def _flag(control: Control) -> Iterator[str]:
@@ -133,6 +146,8 @@ def _value_lists(control: Control) -> dict[str, int]:
 
 def _strategy(batching: SequenceBatching, limit: int) -> Iterator[str]:
     if batching.oldest is not None:
+        if batching.oldest.max_candidate_sequences < 0:
+            yield "sequence batching 'max_candidate_sequences' must not be negative"
         sizes = batching.oldest.preferred_batch_size
         yield from _preferred(sizes, limit, "sequence batching preferred batch size")
     if batching.direct is not None and not 0 <= batching.direct.minimum_slot_utilization <= 1:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from itertools import chain
 
 from microkernel.config.model import BatchOutput, ModelConfig, ModelInput, ModelOutput
-from microkernel.config.tensors import inner_dims
+from microkernel.config.tensors import inner_dims, model_inputs
 
 
 def tensors(config: ModelConfig) -> Iterator[tuple[str, ModelInput | ModelOutput]]:
@@ -82,9 +82,10 @@ def batch_inputs(config: ModelConfig) -> Iterator[str]:
             yield f"batch input data type must be TYPE_INT32 or TYPE_FP32 for {config.name}"
         kind = f"batch input kind '{batch_input.kind}'"
         yield from _sources(kind, batch_input.source_input, known, config.name)
+    taken = {tensor.name for tensor in model_inputs(config)}
     targets = Counter(name for entry in config.batch_input for name in entry.target_name)
     for target, count in targets.items():
-        if count > 1 or target in known:
+        if count > 1 or target in taken:
             yield f"batch input '{target}' has the name of another input for {config.name}"
 
 

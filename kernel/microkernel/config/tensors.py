@@ -47,14 +47,29 @@ def state_outputs(config: ModelConfig) -> tuple[ModelOutput, ...]:
 
 def states_of(config: ModelConfig) -> tuple[State, ...]:
     """The states that are heeded: of two with the same input or output only the first is."""
+    kept, _ = _sorted_states(config)
+    return tuple(kept)
+
+
+def ignored_states(config: ModelConfig) -> list[int]:
+    """The places of the states that are not heeded."""
+    _, ignored = _sorted_states(config)
+    return ignored
+
+
+def _sorted_states(config: ModelConfig) -> tuple[list[State], list[int]]:
     kept: list[State] = []
-    for state in config.sequence_batching.state if config.sequence_batching else ():
-        if not any(
+    ignored: list[int] = []
+    batching = config.sequence_batching or SequenceBatching()
+    for place, state in enumerate(batching.state):
+        if any(
             state.input_name == other.input_name or state.output_name == other.output_name
             for other in kept
         ):
+            ignored.append(place)
+        else:
             kept.append(state)
-    return tuple(kept)
+    return kept, ignored
 
 
 def inner_dims(entry: ModelInput | ModelOutput) -> tuple[int, ...]:

@@ -17,12 +17,14 @@ from microkernel.config.model import (
     Optimization,
 )
 from microkernel.config.padding import padding
+from microkernel.config.queue_rules import queue_parameters
 from microkernel.config.scheduling_rules import dynamic_batching, sequence_batching
 from microkernel.config.tensor_rules import (
     batch_inputs,
     batch_outputs,
     inputs_and_outputs,
 )
+from microkernel.config.tensors import ignored_states
 from microkernel.errors import InvalidArgument
 
 Rule: TypeAlias = Callable[[ModelConfig], Iterator[str]]
@@ -34,6 +36,10 @@ PLATFORMS: Mapping[str, tuple[str, ...]] = {
     "pytorch": ("pytorch_libtorch", "torch_aoti"),
 }
 """The platforms that may stand beside the backends Triton knows; other backends accept any."""
+
+MOST_INSTANCES = 1024
+"""How many instances a version of a model may have. Each is a process or a thread, and a number
+written by mistake, or sent by a client, must not take the whole host."""
 
 
 def validate(config: ModelConfig, *, tensors_required: bool) -> None:
@@ -67,6 +73,7 @@ def _without_effect(config: ModelConfig) -> dict[str, bool]:
         "optimization.graph": tuning.graph is not None and not for_onnx,
         "optimization.execution_accelerators": tuning.execution_accelerators is not None
         and not for_onnx,
+        **{f"sequence_batching.state[{place}]": True for place in ignored_states(config)},
     }
 
 
@@ -145,11 +152,23 @@ def _ascending(buckets: Sequence[float]) -> bool:
 
 
 def instance_groups(config: ModelConfig) -> Iterator[str]:
-    """The faults of the instance groups that show without knowing the machine."""
+    """The faults of the instance groups that show without knowing the machine. How many instances
+    there are is known of normalised groups; of others, how many at least."""
+    count = sum(map(_instances, config.instance_group))
+    if count > MOST_INSTANCES:
+        yield (
+            f"instance groups of model {config.name} have {count} instances, more than the "
+            f"{MOST_INSTANCES} that a model may have"
+        )
     for index, group in enumerate(config.instance_group):
         name = group.name or f"{config.name}_{index}"
         for fault in _group(group, config.backend):
             yield f"instance group {name} of model {config.name} {fault}"
+
+
+def _instances(group: InstanceGroup) -> int:
+    """As many on each GPU, of which a group that does not name any may have but one."""
+    return max(1, group.count) * (max(1, len(group.gpus)) if group.kind == "KIND_GPU" else 1)
 
 
 def _group(group: InstanceGroup, backend: str) -> Iterator[str]:
@@ -177,4 +196,5 @@ _TENSOR_RULES: tuple[Rule, ...] = (
     batch_outputs,
     ensemble_tensors,
     padding,
+    queue_parameters,
 )

@@ -13,6 +13,7 @@ from microkernel.config.model import (
     ModelOutput,
     TransactionPolicy,
 )
+from microkernel.config.padding import pad_names
 from microkernel.config.tensors import inner_dims
 from microkernel.config.validate import validate
 from microkernel.ensembles.graph import Feed, Graph, Step, fits, in_order, route
@@ -106,8 +107,10 @@ def _names(step: EnsembleStep, model: ModelConfig) -> Iterator[str]:
                 f"ensemble tensor {tensor} is mapped from non-existing output {name} in model "
                 f"{model.name}"
             )
+    padded = pad_names(model)
+    made = "" if padded is None else padded.mask
     for entry in model.input:
-        if not entry.optional and entry.name not in step.input_map:
+        if not entry.optional and entry.name not in (made, *step.input_map):
             yield f"input {entry.name} in model {model.name} is not mapped to any ensemble tensors"
 
 

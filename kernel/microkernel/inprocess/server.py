@@ -122,7 +122,10 @@ class Server:
         return server_document(self._engine.call(lambda port: port.metadata()))
 
     def model(self, name: str, version: int = LATEST) -> Model:
-        """A model; whether it is there shows when it is used."""
+        """A model; whether it is there shows when it is used. Raises TypeError for a version that
+        is no int."""
+        if not isinstance(version, int):
+            raise TypeError(f"the version of model '{name}' must be an int, got {version!r:.50}")
         return Model(self._engine, name, version)
 
     def models(self, exclude_not_ready: bool = False) -> ModelDictionary:
@@ -198,8 +201,10 @@ class Server:
         self._engine.call(lambda port: port.unregister_repository(Path(path)))
 
     def poll_model_repository(self) -> None:
-        """Not offered; load models by name. Raises Unsupported."""
-        raise Unsupported("repositories are not polled by a call; load models by name")
+        """Look for changes in the repositories now, beside the looks that the server takes by
+        itself every 15 seconds, and wait until models are loaded and unloaded accordingly. A model
+        that fails to load is in the index. Raises Unavailable unless the control mode is POLL."""
+        self._engine.serve(lambda serving: serving.poll())
 
     def metrics(self, metric_format: MetricFormat = MetricFormat.PROMETHEUS) -> str:
         """The metrics page. Raises Unsupported where `Options.metrics` is off."""

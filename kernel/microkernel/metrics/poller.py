@@ -38,7 +38,7 @@ class Poller:
         self.gpus: Sequence[str] = ()
         self._cpu = cpu
         self._gpu = gpu
-        self._seconds = max(seconds, _SHORTEST)
+        self._seconds = min(max(seconds, _SHORTEST), threading.TIMEOUT_MAX)
         self._failed: set[type[Reader]] = set()
         self._first = threading.Event()
         self._stopping = threading.Event()

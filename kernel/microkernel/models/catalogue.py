@@ -366,8 +366,8 @@ class Catalogue:
         task.add_done_callback(self._retiring.pop)
 
     async def drain(self, limit: float) -> bool:
-        """Refuse new requests and let accepted ones finish for at most `limit` seconds; the rest
-        is answered with an error then. Whether all finished."""
+        """Refuse new requests and let accepted ones finish for at most `limit` seconds, also those
+        whose callers have gone; the rest is answered with an error then. Whether all finished."""
         models = list({*self._table.loaded_versions(), *self._retiring.values()})
         drains = [asyncio.ensure_future(model.drain()) for model in models]
         if not drains:

@@ -21,6 +21,9 @@ _NOTE = (
 )
 
 _LENGTH = struct.Struct("<I")
+_MAX_EXTENT = (1 << 63) - 1
+_REFERENCE = 8
+"""The bytes that an element of BYTES takes in an array of numpy's."""
 TURN = 8 << 10
 """How many elements of BYTES tensors are read at once, in a millisecond or two."""
 
@@ -91,6 +94,16 @@ class RequestChecker:
             len(tensor.data) for tensor in request.inputs if tensor.datatype is BYTES
         )
 
+    def check_ahead(self, request: InferRequest) -> None:
+        """As `check`, as far as that needs no data: before inputs in shared memory are read, which
+        may be large. Raises InvalidArgument."""
+        tag = request.tag()
+        self._check_outline(request, tag)
+        for tensor in request.inputs:
+            part = request.shared_inputs.get(tensor.name)
+            size = len(tensor.data) if part is None else part.byte_size
+            self._check_tensor(tensor, size, tag)
+
     def _glance(self, inputs: Sequence[Tensor]) -> int:
         """The batch size of inputs that are right, all there and in order, as nearly all are; 0
         where a closer look is needed. This is the hot path: one pass over the inputs."""
@@ -121,16 +134,9 @@ class RequestChecker:
     def _look(self, request: InferRequest) -> Iterator[Checked | None]:
         """What `check` does, with pauses for others to run; what was found comes last."""
         tag = request.tag()
-        self._check_repeated(request.inputs, tag)
-        for name in request.outputs:
-            if name not in self._outputs:
-                raise InvalidArgument(
-                    f"unexpected inference output '{name}' for model '{self._model}'"
-                )
-        self._check_names(request.inputs, tag)
-        size = self._batch_size(request.inputs, tag)
+        size = self._check_outline(request, tag)
         for tensor in request.inputs:
-            self._check_tensor(tensor, self._by_name[tensor.name], tag)
+            self._check_tensor(tensor, len(tensor.data), tag)
             if tensor.datatype is BYTES:
                 yield from self._check_elements(tensor, tag)
         inputs = self._ordered(request.inputs)
@@ -141,6 +147,17 @@ class RequestChecker:
         if inputs is not request.inputs:
             request = replace(request, inputs=inputs)
         yield Checked(request, size, self._key(inputs))
+
+    def _check_outline(self, request: InferRequest, tag: str) -> int:
+        """Check what concerns no tensor alone; the batch size."""
+        self._check_repeated(request.inputs, tag)
+        for name in request.outputs:
+            if name not in self._outputs:
+                raise InvalidArgument(
+                    f"unexpected inference output '{name}' for model '{self._model}'"
+                )
+        self._check_names(request.inputs, tag)
+        return self._batch_size(request.inputs, tag)
 
     def _check_names(self, inputs: Sequence[Tensor], tag: str) -> None:
         if not self._required <= len(inputs) <= len(self._inputs):
@@ -200,11 +217,15 @@ class RequestChecker:
             )
         return max(size, 1)
 
-    def _check_tensor(self, tensor: Tensor, entry: _Input, tag: str) -> None:
+    def _check_tensor(self, tensor: Tensor, size: int, tag: str) -> None:
+        """Check an input that has so many bytes, but not its elements."""
+        entry = self._by_name[tensor.name]
         if tensor.datatype is not entry.datatype:
+            given = tensor.datatype
             raise InvalidArgument(
-                f"{tag}inference input '{tensor.name}' data-type is '{tensor.datatype.name}', but "
+                f"{tag}inference input '{tensor.name}' data-type is '{given.shown}', but "
                 f"model '{self._model}' expects '{entry.datatype.name}'"
+                + ("" if given.number else f"; '{given.name:.100}' is no data type")
             )
         if tensor.shape and min(tensor.shape) < 0:
             raise InvalidArgument(
@@ -217,14 +238,26 @@ class RequestChecker:
                 f"{tag}unexpected shape for input '{tensor.name}' for model '{self._model}'. "
                 f"Expected {_dims(entry.dims)}, got {_dims(tensor.shape)}. {note}"
             )
+        if not size and 0 in tensor.shape:
+            self._check_extent(tensor, tag)
         if tensor.datatype is BYTES:
             return
-        expected = self._expected(tensor, len(tensor.data) // entry.datatype.size)
+        expected = self._expected(tensor, size // entry.datatype.size)
         expected *= entry.datatype.size
-        if expected != len(tensor.data):
+        if expected != size:
             raise InvalidArgument(
                 f"{tag}input byte size mismatch for input '{tensor.name}' for model "
-                f"'{self._model}'. Expected {expected}, got {len(tensor.data)}"
+                f"'{self._model}'. Expected {expected}, got {size}"
+            )
+
+    def _check_extent(self, tensor: Tensor, tag: str) -> None:
+        """Refuse dims of nothing that are too large to say how far apart its elements would lie,
+        which the libraries of backends work out, for a whole batch, also where there is none."""
+        extent = (tensor.datatype.size or _REFERENCE) * max(self._largest, 1)
+        if extent * element_count(filter(None, tensor.shape)) > _MAX_EXTENT:
+            raise InvalidArgument(
+                f"{tag}byte size overflow for input '{tensor.name}' for model '{self._model}': "
+                f"the dims of {_dims(tensor.shape)} other than 0 are too large together"
             )
 
     def _expected(self, tensor: Tensor, count: int) -> int:

@@ -25,12 +25,16 @@ from microkernel.stats import Execution, ModelStats
 from microkernel.workers.contract import Result, Worker, WorkerInstance
 from microkernel.workers.flights import Receiver
 from microkernel.workers.parts import Part
+from microkernel.workers.readiness import Readiness
 
 log = structlog.get_logger()
 
 LONGEST_DELAY = 30.0
 SETTLED = 60.0
 """Seconds a worker must live for its next death to count as the first."""
+
+_NAMED = 8
+"""Of so many requests that a worker fails the log tells the ids."""
 
 Launch: TypeAlias = Callable[[], Awaitable[Worker]]
 
@@ -130,7 +134,7 @@ class Crew:
         self._loop = asyncio.get_running_loop()
         self._restarts: set[asyncio.Task[None]] = set()
         self._endings: set[asyncio.Task[None]] = set()
-        self._stopping = False
+        self._stopping = self._draining = False
         self._drained = asyncio.Event()
         self._log = log.bind(model=config.name)
         self.idle = self._roster.idle
@@ -218,6 +222,11 @@ class Crew:
             alive += len(seat.posts)
         return alive
 
+    def readiness(self) -> list[Readiness]:
+        """Asks those instances that serve, are alive and can say whether they are ready."""
+        asked = [post.instance.readiness for seat in self._seats for post in seat.posts]
+        return [readiness for readiness in asked if readiness is not None]
+
     def execute(
         self,
         requests: Sequence[InferRequest],
@@ -229,7 +238,7 @@ class Crew:
         instance, and the number by which it knows the first request."""
         post = self._roster.take(on)
         seat, instance = post.seat, post.instance
-        seat.busy.add(post)
+        seat.busy[post] = requests
         timer: asyncio.TimerHandle | None = None
         if self._limit:
             timer = self._loop.call_later(self._limit, _overdue, seat.worker, self._limit)
@@ -237,12 +246,12 @@ class Crew:
         def finished(result: Result) -> None:
             if timer is not None:
                 timer.cancel()
-            seat.busy.discard(post)
+            seat.busy.pop(post, None)
             self._roster.ran(post, there=post in seat.posts)
             done(result)
             if self._limiter is not None:
                 self._limiter.serve()
-            if self._stopping:
+            if self._draining:
                 self._check_drained()
 
         return instance, instance.execute(requests, sizes, finished)
@@ -261,7 +270,7 @@ class Crew:
         post = self._roster.take(on)
         seat, instance = post.seat, post.instance
         flight = object()
-        seat.busy.add(flight)
+        seat.busy[flight] = requests
         limit = self._limited(seat.worker, self._limit, spared)
 
         def freed() -> None:
@@ -269,8 +278,8 @@ class Crew:
 
         def ended() -> None:
             limit.cancel()
-            seat.busy.discard(flight)
-            if self._stopping:
+            seat.busy.pop(flight, None)
+            if self._draining:
                 self._check_drained()
 
         relay = _Relay(receiver, freed, self._served, ended)
@@ -311,7 +320,14 @@ class Crew:
             return
         if self._loop.time() - seat.since > SETTLED:
             seat.delay = FIRST_DELAY
-        self._log.error("worker lost", reason=str(error), restart_seconds=seat.delay)
+        failed = [request for batch in seat.busy.values() for request in batch]
+        self._log.error(
+            "worker lost",
+            reason=str(error),
+            restart_seconds=seat.delay,
+            requests=len(failed),
+            request_ids=[request.id for request in failed if request.id][:_NAMED],
+        )
         task = self._loop.create_task(self._restart(seat, ending))
         self._restarts.add(task)
         task.add_done_callback(self._restarts.discard)
@@ -337,6 +353,13 @@ class Crew:
             if seat.worker is not None and seat.busy:
                 seat.worker.kill(reason)
 
+    async def drained(self) -> None:
+        """Wait until no batch runs, also of those whose callers have gone."""
+        self._draining = True
+        while self._busy():
+            self._drained.clear()
+            await self._drained.wait()
+
     async def stop(self) -> None:
         """Let running batches finish, then stop every worker; those that were lost have ended by
         then, too."""
@@ -344,8 +367,7 @@ class Crew:
         for task in self._restarts:
             task.cancel()
         try:
-            if self._busy():
-                await self._drained.wait()
+            await self.drained()
             workers = [seat.worker for seat in self._seats if seat.worker is not None]
             await asyncio.gather(*self._restarts, return_exceptions=True)
             await asyncio.gather(*(worker.stop() for worker in workers), *self._endings)

@@ -2,7 +2,8 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -30,6 +31,7 @@ from microkernel.stats import ModelStats
 from microkernel.tensor import Tensor
 from microkernel.tracing import marks
 from microkernel.tracing.tracer import Tracer
+from microkernel.workers.readiness import Readiness
 
 log = structlog.get_logger()
 
@@ -90,21 +92,31 @@ class EnsembleVersion:
     def ready(self) -> bool:
         """Whether every model of its steps would answer. However ensembles are nested, each model
         is looked at once."""
-        seen: set[Served] = set()
-        waiting = [self]
         try:
-            while waiting:
-                for model in waiting.pop().composing():
-                    if model in seen:
-                        continue
-                    seen.add(model)
-                    if isinstance(model, EnsembleVersion):
-                        waiting.append(model)
-                    elif not model.ready:
-                        return False
+            return all(model.ready for model in self._models())
         except MicrokernelError:
             return False
-        return True
+
+    def readiness(self) -> Sequence[Readiness]:
+        """See `Served.readiness`; the instances of every model of its steps."""
+        with suppress(MicrokernelError):
+            return [asked for model in self._models() for asked in model.readiness()]
+        return ()
+
+    def _models(self) -> Iterator[Served]:
+        """Every model of its steps, and of ensembles among them, once each. Raises as `composing`
+        does."""
+        seen: set[Served] = set()
+        waiting = [self]
+        while waiting:
+            for model in waiting.pop().composing():
+                if model in seen:
+                    continue
+                seen.add(model)
+                if isinstance(model, EnsembleVersion):
+                    waiting.append(model)
+                else:
+                    yield model
 
     def composing(self) -> Iterator[Served]:
         """The model of each step as it serves now. Raises NotFound and Unavailable on the way."""
@@ -212,10 +224,10 @@ class EnsembleVersion:
         def give(values: Mapping[str, Value], last: bool) -> None:
             response = self._response(accepted, values, last=last)
             if last:  # counted before anybody can know of it
-                self._accounts.succeeded(accepted, run.spent)
+                self._accounts.succeeded(accepted)
             answer(response)
 
-        run = EnsembleRun(self._about, accepted.request, accepted.models, give)
+        run = EnsembleRun(self._about, accepted.request, accepted.models, give, accepted.spent)
         self._runs.add(run)
         return run
 
@@ -226,21 +238,21 @@ class EnsembleVersion:
         inputs = {entry.name: given.get(entry.name, NOTHING) for entry in self.config.input}
         del given
         try:
-            await run.run(inputs)
-            if not (accepted.answers or self.config.decoupled):
-                raise no_answer(accepted.request)
-        except MicrokernelError as error:
-            if not accepted.counted:  # else it was abandoned right after its last answer
-                self._accounts.failed(accepted)
-                raise self._named(error) from None
+            error = await run.run(inputs)
         except asyncio.CancelledError:
             if not accepted.counted:
                 self._accounts.failed(accepted)
             raise
         finally:
             self._runs.discard(run)
-        if not accepted.counted:
-            self._accounts.succeeded(accepted, run.spent)
+        if accepted.counted:  # one that failed, too, was abandoned right after its last answer
+            return
+        if error is None and not (accepted.answers or self.config.decoupled):
+            error = no_answer(accepted.request)
+        if error is not None:
+            self._accounts.failed(accepted)
+            raise self._named(error)
+        self._accounts.succeeded(accepted)
 
     async def _answer(self, accepted: Accepted) -> InferResponse:
         """The only answer, from the cache or by running the steps. Raises the error of a step, in
@@ -332,6 +344,10 @@ class EnsembleVersion:
 
     async def _classified(self, request: InferRequest, response: InferResponse) -> InferResponse:
         return await classified(request, response, self.labels, batches=self._batches)
+
+    def check_ahead(self, request: InferRequest) -> None:
+        """See `Served.check_ahead`."""
+        self._checker.check_ahead(request)
 
     @property
     def identity(self) -> bytes | None:

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from microkernel.errors import InvalidArgument
 from microkernel.models.serving import Company, Held
@@ -16,7 +16,8 @@ from microkernel.tracing import marks
 class Accepted:
     """A request on its way. `models` are those of the steps, and `company` is what they are held in
     until it is answered, None where others hold them; `began` is when the first step could start,
-    `answers` is how many were given, and `counted` is whether it has succeeded."""
+    `answers` is how many were given, `counted` is whether it has succeeded, and `spent` what its
+    steps took in all."""
 
     request: InferRequest
     size: int
@@ -26,6 +27,7 @@ class Accepted:
     began: int = 0
     answers: int = 0
     counted: bool = False
+    spent: Spent = field(default_factory=Spent)
 
 
 class Accounts:
@@ -51,10 +53,11 @@ class Accounts:
         if accepted.request.trace is not None:
             marks.answered(accepted.request, outputs, now)
 
-    def succeeded(self, accepted: Accepted, spent: Spent) -> None:
+    def succeeded(self, accepted: Accepted) -> None:
         """A request is done. It is charged what its steps took in all, which may be more than the
         time that it took itself."""
         accepted.counted = True
+        spent = accepted.spent
         request, now, began = accepted.request, time.monotonic_ns(), accepted.began
         input_end = began + spent.input_ns
         output_start = input_end + spent.infer_ns

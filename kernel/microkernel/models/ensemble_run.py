@@ -43,46 +43,54 @@ class EnsembleRun:
     """Runs the steps that a request needs, each when its tensors are there.
 
     A chain of steps runs in one coroutine; where several can run at once, each of the others gets a
-    task. `spent` is what the steps took in all.
+    task.
     """
 
     name = ""
 
     def __init__(
-        self, about: Circumstances, request: InferRequest, models: tuple[Held, ...], give: Give
+        self,
+        about: Circumstances,
+        request: InferRequest,
+        models: tuple[Held, ...],
+        give: Give,
+        spent: Spent,
     ) -> None:
-        """`models` are those of the steps, held by the caller until the run is over."""
-        self.spent = Spent()
+        """`models` are those of the steps, held by the caller until the run is over; what the steps
+        take is added to `spent`. `give` must not know the run, or its tensors outlive it."""
         self._about = about
         self._request = request
         self._models = models
         self._give = give
+        self._spent = spent
         self._flow = Flow(about.graph, about.graph.route(request.outputs))
         self._going = _Going()
         self._error: MicrokernelError | None = None
         self._flowing: asyncio.Event | None = None
 
-    async def run(self, inputs: Mapping[str, Value]) -> None:
+    async def run(self, inputs: Mapping[str, Value]) -> MicrokernelError | None:
         """Run the steps from the request's own tensors on, until nothing is under way.
 
-        Raises the first error that a step gave, when the steps that were running then are done. One
-        who cancels this cancels them.
+        Returns the first error that a step gave, when the steps that were running then are done.
+        One who cancels this cancels them.
         """
         branches = self._going.branches
         try:
             await self._advance(self._took(self._flow.begin(inputs)))
             while branches:
                 await branches.pop(0)
+        except MicrokernelError as error:
+            self.fail(error)
         finally:
             if branches:
                 await _end(branches)
-        if self._error is not None:
-            raise self._error
+        return self._error
 
     def fail(self, error: MicrokernelError) -> None:
         """Start no more steps; the run ends with this error, unless it has failed before."""
         if self._error is None:
-            self._error = error
+            # Without the frames that it came through, which hold this run and all its tensors.
+            self._error = error.with_traceback(None)
         for stream in tuple(self._going.streams):
             stream.close()
         self.resume()
@@ -137,7 +145,7 @@ class EnsembleRun:
         its last answer."""
         about, model = self._about, self._models[start.step]
         step = about.graph.steps[start.step]
-        request = step_request(self._request, step, start, self.spent)
+        request = step_request(self._request, step, start, self._spent)
         belongs = sequence_of(step, start.values)
         start.values = {}
         self._begin_trace(request, model)

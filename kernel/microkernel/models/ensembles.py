@@ -220,7 +220,7 @@ class Ensembles:
         return [self._version(name, step) for step in (scheduling.step if scheduling else ())]
 
     def _version(self, name: str, step: EnsembleStep) -> Served:
-        found = self._table.loaded(step.model_name, max(step.model_version, LATEST))
+        found = self._table.loaded(step.model_name, step.model_version)
         if found is None:
             raise not_loaded(name, step)
         return found

@@ -21,6 +21,8 @@ from microkernel.config.parse import read_config
 from microkernel.config.validate import ignored, validate
 from microkernel.distributions import Distributions
 from microkernel.errors import InvalidArgument
+from microkernel.factories import asked
+from microkernel.log import LogControl
 from microkernel.metrics.config import MetricsConfig, new_distributions, not_customizable
 from microkernel.metrics.custom import CustomMetrics
 from microkernel.models.crew import Crew, CrewEvents
@@ -64,12 +66,12 @@ class Offer:
 @dataclass(frozen=True, slots=True)
 class LoaderSettings:
     """How models are loaded: the name of alternative configurations, whether backends may complete
-    a configuration, whether workers log verbosely, what is measured, and the host policies and
-    the batching strategies by name."""
+    a configuration, the log that workers are as verbose as (without, they are not verbose), what is
+    measured, and the host policies and the batching strategies by name."""
 
     config_name: str = ""
     auto_complete: bool = True
-    verbose: bool = False
+    log_control: LogControl | None = None
     metrics: MetricsConfig = _COUNTERS
     policies: Mapping[str, HostPolicy] = field(default_factory=dict)
     strategies: Mapping[str, StrategyFactory] = field(default_factory=dict)
@@ -94,6 +96,7 @@ class Loader:
         self._custom = custom
         self._offers = {offer.backend.name: offer for offer in offers}
         self._settings = settings
+        self._strategies = Strategies(settings.strategies)
         self._forks = ForkServers()
 
     def read(
@@ -157,9 +160,8 @@ class Loader:
             files = await asyncio.to_thread(_read_files, config, directory, hosted)
             cache = await model_cache(self._cache, config, directory, version)
             samples = await asyncio.to_thread(read_samples, config, directory, version)
-            strategies = Strategies(self._settings.strategies)
             joins = await asyncio.to_thread(
-                strategies.of, config, directory, version, hosted.backend
+                self._strategies.of, config, directory, version, hosted.backend
             )
             model = ModelVersion(
                 config,
@@ -198,15 +200,19 @@ class Loader:
 
     async def completed(self, config: ModelConfig, directory: Path, version: int) -> ModelConfig:
         """The configuration as a backend would complete it, with every default; the model is not
-        loaded. An ensemble has no backend."""
+        loaded, but what a load would look for is. An ensemble has no backend."""
         if config.platform == ENSEMBLE:
             return with_defaults(config)
-        return self._normalised(await self.filled(config, directory, version))
+        config = self._normalised(await self.filled(config, directory, version))
+        backend = self._offers[config.backend].backend
+        await asyncio.to_thread(self._strategies.found, config, directory, version, backend)
+        return config
 
     async def filled(self, config: ModelConfig, directory: Path, version: int) -> ModelConfig:
         """The configuration of a model with a backend as that would complete it, without the
         defaults that a person need not write."""
         hosted = self._hosted(config, directory, version)
+        _worker_kind(config, hosted)  # which refuses what cannot be
         worker = await self._launch(hosted, "process")
         try:
             return await self._filled(config, worker)
@@ -233,7 +239,7 @@ class Loader:
         if kind == "thread":
             return ThreadWorker(hosted, self._custom)
         worker = await ProcessWorker.spawn(
-            hosted, self._forks, verbose=self._settings.verbose, metrics=self._custom
+            hosted, self._forks, log_control=self._settings.log_control, metrics=self._custom
         )
         seconds = hosted.timeouts.load
         return TimedWorker(worker, seconds) if seconds else worker
@@ -263,14 +269,16 @@ class Loader:
 
 def _read_files(config: ModelConfig, directory: Path, hosted: Hosted) -> ModelFiles:
     carried = hosted.backend.labels
-    labels = dict(carried(config, hosted.files)) if carried is not None else {}
+    labels = dict(asked(carried, config, hosted.files)) if carried is not None else {}
     labels |= read_labels(config, directory)
     return ModelFiles(labels, read_initial_states(config, directory))
 
 
 def _worker_kind(config: ModelConfig, hosted: Hosted) -> WorkerKind:
     backend = hosted.backend
-    usual = backend.worker if backend.hosting is None else backend.hosting(config, hosted.files)
+    usual = backend.worker
+    if backend.hosting is not None:
+        usual = asked(backend.hosting, config, hosted.files)
     kind = config.parameter("WORKER", usual)
     if kind not in get_args(WorkerKind):
         raise InvalidArgument(

@@ -34,6 +34,8 @@ class Poller:
         self._working: dict[str, asyncio.Task[None]] = {}
         self._trouble = ""
         self._polling: asyncio.Task[None] | None = None
+        self._checking = asyncio.Lock()
+        self._stopped = False
 
     async def begin(self) -> None:
         """Take what is there now as handled: the caller loads it. Raises InvalidArgument where a
@@ -42,16 +44,24 @@ class Poller:
         self._handled = dict(self._before)
 
     def start(self, period: float) -> None:
-        """Look every `period` seconds from now on."""
+        """Look every `period` seconds from now on, for 0 not at all."""
+        if not period:
+            return
         self._polling = asyncio.ensure_future(self._run(period))
         self._polling.add_done_callback(_report)
 
     async def _run(self, period: float) -> None:
         while True:
             await asyncio.sleep(period)
+            await self.check(min(SETTLING, period))
+
+    async def check(self, settling: float = SETTLING) -> None:
+        """Look once, and again after `settling` seconds where models are changing; what there is to
+        do has begun then."""
+        async with self._checking:
             if not await self.poll():
-                continue
-            await asyncio.sleep(min(SETTLING, period))
+                return
+            await asyncio.sleep(settling)
             if changing := await self.poll():
                 log.info("models are still changing on disk", models=changing)
 
@@ -64,6 +74,8 @@ class Poller:
             self._cannot_look(str(error))
             return ()
         self._trouble = ""
+        if self._stopped:
+            return ()
         wanted = plan(self._handled, self._before, now, self._working)
         self._before = now
         for name in sorted({*wanted.unloads, *wanted.loads}):
@@ -108,6 +120,7 @@ class Poller:
 
     async def stop(self) -> None:
         """Look no more; loads that have begun are left to the catalogue."""
+        self._stopped = True
         if self._polling is not None:
             self._polling.cancel()
             await asyncio.gather(self._polling, return_exceptions=True)

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from microkernel.backend import Placement
 from microkernel.binding import Binding
+from microkernel.request import InferRequest
 from microkernel.scheduling.pending import Runner
 from microkernel.scheduling.rate_limiter import RateLimiter, Turn
 from microkernel.workers.contract import Worker, WorkerInstance
@@ -15,14 +16,15 @@ FIRST_DELAY = 0.1
 @dataclass(slots=True, eq=False)
 class Seat:
     """A place for one worker, which instances belong there, and the turn of each that serves where
-    instances take turns. `posts` are those that are there; `busy` is what runs. The next restart
-    waits for `delay` seconds; the worker lives `since` a time on the loop's clock."""
+    instances take turns. `posts` are those that are there; `busy` is what runs, with the requests
+    of each. The next restart waits for `delay` seconds; the worker lives `since` a time on the
+    loop's clock."""
 
     placements: Sequence[Placement]
     turns: Sequence[Turn | None]
     worker: Worker | None = None
     posts: "Sequence[Post]" = ()
-    busy: set[object] = field(default_factory=set)
+    busy: dict[object, Sequence[InferRequest]] = field(default_factory=dict)
     delay: float = FIRST_DELAY
     since: float = 0.0
 

@@ -1,7 +1,7 @@
 """What serves under a name and a version: a model, or an ensemble of models."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from microkernel.classification import Labels
@@ -9,6 +9,7 @@ from microkernel.config.model import ModelConfig
 from microkernel.request import InferRequest, InferResponse, Spent
 from microkernel.responses import ResponseStream
 from microkernel.stats import Execution, ModelStats
+from microkernel.workers.readiness import Readiness
 
 
 class Answering(Protocol):
@@ -65,6 +66,16 @@ class Served(Answering, Protocol):
         """Whether it would answer now."""
         ...
 
+    def readiness(self) -> Sequence[Readiness]:
+        """Asks its instances that can say whether they are ready; it answers whatever they say.
+        There is no need to ask where it is not `ready`."""
+        ...
+
+    def check_ahead(self, request: InferRequest) -> None:
+        """Raise what a request would be refused with, as far as that can be told before its inputs
+        in shared memory are read."""
+        ...
+
     @property
     def identity(self) -> bytes | None:
         """What stands for its configuration and files, where somebody had to know; else None."""
@@ -76,8 +87,8 @@ class Served(Answering, Protocol):
         ...
 
     async def drain(self) -> None:
-        """Refuse new requests, except those of who holds it, and wait until nobody does and
-        everything accepted is answered."""
+        """Refuse new requests, except those of who holds it, and wait until nobody does, everything
+        accepted is answered and nothing runs any more."""
         ...
 
     def abandon(self, reason: str) -> None:

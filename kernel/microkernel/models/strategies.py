@@ -10,6 +10,7 @@ import structlog
 from microkernel.backend import BackendType
 from microkernel.batching import BatchingStrategy, StrategyFactory
 from microkernel.config.model import ModelConfig
+from microkernel.config.queue_rules import STRATEGY, STRATEGY_PATH
 from microkernel.errors import InvalidArgument
 from microkernel.factories import package_of
 from microkernel.scheduling.pending import Pending
@@ -17,8 +18,6 @@ from microkernel.scheduling.policy import Joins, Waiting
 
 log = structlog.get_logger()
 
-NAME = "BATCH_STRATEGY"
-PATH = "TRITON_BATCH_STRATEGY_PATH"
 FILE = "batchstrategy.py"
 FACTORY = "batching_strategy"
 _LIBRARY = "batchstrategy.so"
@@ -33,26 +32,34 @@ class Strategies:
     def of(
         self, config: ModelConfig, directory: Path, version: int, backend: BackendType
     ) -> Callable[[], Joins] | None:
-        """What the dynamic batcher of a model asks, None where it asks nobody: the strategy that a
-        parameter names, or a file in the folder of the version, the model or the backend.
+        """What the dynamic batcher of a model asks, None where it asks nobody.
 
-        Runs the model's code, and may block. Raises InvalidArgument for what is not there or does
-        not work, and for models without a dynamic batcher that name one.
+        Runs the model's code, and may block. Raises what `found` raises, and InvalidArgument for
+        what does not work.
         """
-        if config.dynamic_batching is None:
-            for name in (NAME, PATH):
-                if name in config.parameters:
-                    raise _fault(config, name, "needs 'dynamic_batching'")
+        found = self.found(config, directory, version, backend)
+        if found is None:
             return None
-        if name := config.parameter(NAME):
-            return self._guarded(config, self._named(config, name), f"parameter '{NAME}'")
-        file = _file(config, directory, version, backend)
-        return None if file is None else self._guarded(config, _factory(file), str(file))
+        if isinstance(found, Path):
+            return self._guarded(config, _factory(found), str(found))
+        return self._guarded(config, found, f"parameter '{STRATEGY}'")
+
+    def found(
+        self, config: ModelConfig, directory: Path, version: int, backend: BackendType
+    ) -> StrategyFactory | Path | None:
+        """The strategy that a parameter names, or a file in the folder of the version, the model or
+        the backend; None where there is neither, or no dynamic batcher. Runs nothing of it, and may
+        block. Raises InvalidArgument for what is not there."""
+        if config.dynamic_batching is None:
+            return None
+        if name := config.parameter(STRATEGY):
+            return self._named(config, name)
+        return _file(config, directory, version, backend)
 
     def _named(self, config: ModelConfig, name: str) -> StrategyFactory:
         if name not in self._registered:
             known = ", ".join(sorted(self._registered)) or "none"
-            raise _fault(config, NAME, f"names '{name}', and the plug-ins offer: {known}")
+            raise _fault(config, STRATEGY, f"names '{name}', and the plug-ins offer: {known}")
         return self._registered[name]
 
     def _guarded(
@@ -60,7 +67,7 @@ class Strategies:
     ) -> Callable[[], Joins]:
         try:
             strategy = factory(config)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise InvalidArgument(
                 f"{where}: the batching strategy of model '{config.name}' cannot be made: "
                 f"{type(error).__name__}: {error}"
@@ -79,14 +86,14 @@ def _fault(config: ModelConfig, name: str, what: str) -> InvalidArgument:
 
 def _file(config: ModelConfig, directory: Path, version: int, backend: BackendType) -> Path | None:
     """The file that holds the strategy. A library, which Triton would load, is refused."""
-    if given := config.parameter(PATH):
+    if given := config.parameter(STRATEGY_PATH):
         path, root = (directory / given).resolve(), directory.resolve()
         if not path.is_relative_to(root):
-            raise _fault(config, PATH, f"must name a file inside {root}, got '{given}'")
+            raise _fault(config, STRATEGY_PATH, f"must name a file inside {root}, got '{given}'")
         if path.suffix == ".so":
             raise InvalidArgument(_instead(path))
         if not path.is_file():
-            raise _fault(config, PATH, f"names '{given}', but {path} is not a file")
+            raise _fault(config, STRATEGY_PATH, f"names '{given}', but {path} is not a file")
         return path
     for folder in _folders(directory, version, backend):
         if (folder / FILE).is_file():
@@ -144,20 +151,20 @@ class Guarded:
         """A batch without requests."""
         try:
             batch = self._strategy.open_batch()
-        except Exception as error:  # noqa: BLE001 - a stranger's code
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - a stranger's code
             self._report(error)
             return _anything
 
         def joins(waiting: Waiting) -> bool:
             try:
                 return bool(batch.include(cast("Pending", waiting).request))
-            except Exception as error:  # noqa: BLE001 - a stranger's code
+            except (Exception, SystemExit) as error:  # noqa: BLE001 - a stranger's code
                 self._report(error)
                 return True
 
         return joins
 
-    def _report(self, error: Exception) -> None:
+    def _report(self, error: BaseException) -> None:
         if not self._reported:
             self._reported = True
             text = "batching strategy failed, further faults are not logged"

@@ -32,7 +32,7 @@ class StreamReply:
         """`failed` makes a response of an error; `settled` is called once, with the final one."""
         self._stream = stream
         self._failed = failed
-        self._settled = settled
+        self._settled: Callable[[], None] | None = settled
         self._done = False
 
     def done(self) -> bool:
@@ -54,7 +54,9 @@ class StreamReply:
         self._stream.put(response)
         if response.final:
             self._done = True
-            self._settled()
+            settled, self._settled = self._settled, None  # it may know this reply
+            if settled is not None:
+                settled()
 
     def set_exception(self, error: MicrokernelError) -> None:
         """End the stream with an error."""
@@ -252,6 +254,7 @@ async def only_response(stream: ResponseStream) -> InferResponse:
     Raises Unsupported where there is none or more than one, and an error that came in its place.
     """
     only: InferResponse | None = None
+    response: InferResponse | None = None
     try:
         async for response in stream:
             if response.error is not None:
@@ -262,6 +265,7 @@ async def only_response(stream: ResponseStream) -> InferResponse:
                 raise _not_one(2)
             only = response
     finally:
+        response = None  # an error that was in it knows this frame
         stream.close()
     if only is None:
         raise _not_one(0)

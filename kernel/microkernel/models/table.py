@@ -8,6 +8,7 @@ from microkernel.errors import NotFound, Unavailable
 from microkernel.models.serving import Served
 from microkernel.port import ModelIndex
 from microkernel.request import LATEST
+from microkernel.workers.readiness import agreed
 
 UNLOADED = "unloaded"
 """The reason of a version that was taken down on purpose."""
@@ -160,6 +161,14 @@ class ModelTable:
             return False
         return True
 
+    async def says_ready(self, name: str, version: int = LATEST) -> bool:
+        """As `ready`, and whether the version says so, too, where it can."""
+        try:
+            loaded = self.find(name, version)
+        except (NotFound, Unavailable):
+            return False
+        return await agreed(loaded.readiness())
+
     def ready_versions(self, name: str) -> list[int]:
         """The versions of a model that would answer, in ascending order."""
         model = self._models.get(name, _Model())
@@ -177,6 +186,12 @@ class ModelTable:
             )
             for name, model in self._models.items()
         )
+
+    async def all_say_ready(self) -> bool:
+        """Strict readiness, with what the versions themselves say."""
+        if not self.all_ready():
+            return False
+        return await agreed(asked for model in self.serving() for asked in model.readiness())
 
     def failures(self) -> list[str]:
         """The models of which something could not be loaded."""

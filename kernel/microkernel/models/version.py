@@ -15,6 +15,7 @@ from microkernel.models.checking import Checked, RequestChecker
 from microkernel.models.classifying import classified
 from microkernel.models.crew import Crew, CrewEvents
 from microkernel.models.keeping import settle
+from microkernel.models.looked import Keeping, LookedReply
 from microkernel.models.padding import Padding
 from microkernel.models.reshape import reshapers
 from microkernel.models.serving import Company, Held, Holds, charge
@@ -32,8 +33,9 @@ from microkernel.tensor import Tensor
 from microkernel.tracing import marks
 from microkernel.workers.contract import Result, Worker
 from microkernel.workers.parts import Part
+from microkernel.workers.readiness import Readiness
 
-Own: TypeAlias = asyncio.Future[InferResponse] | StreamReply
+Own: TypeAlias = asyncio.Future[InferResponse] | LookedReply | StreamReply
 """The reply that a request came with."""
 
 
@@ -61,7 +63,7 @@ class ModelVersion:
         """`config` is complete and normalised, `files` what was read beside it; the crew is made
         with this version's events and started by the caller. `open_batch` is what the dynamic
         batcher asks beside its own rules. `cache` keeps its responses, None where they are not
-        kept. Raises InvalidArgument for parameters of the model that cannot be."""
+        kept. Raises InvalidArgument where it could never run."""
         self.config = config
         files = files or ModelFiles()
         self.labels = files.labels
@@ -76,6 +78,7 @@ class ModelVersion:
         self._loop = asyncio.get_running_loop()
         self._decoupled = config.decoupled
         self._unanswered = 0
+        self._keeping = Keeping(self.stats)
         self._holds = Holds()
         self._stalls = Stalls()
         self._drained = asyncio.Event()
@@ -96,6 +99,10 @@ class ModelVersion:
         """Whether an instance is alive."""
         return self._crew.alive > 0
 
+    def readiness(self) -> Sequence[Readiness]:
+        """See `Served.readiness`."""
+        return self._crew.readiness()
+
     async def infer(self, request: InferRequest) -> InferResponse:
         """Answer one request. See `Port.infer` for what it raises. One of a decoupled model is
         answered where the model gives exactly one response; else it is Unsupported."""
@@ -106,22 +113,29 @@ class ModelVersion:
             checked = await self._checker.check_in_turns(request)
         own: asyncio.Future[InferResponse] = self._loop.create_future()
         reply: Own | Place = own
+        looked: LookedReply | None = None
         lookup: Lookup | None = None
         if self._cache is not None and self._cache.covers(request):
             checked = checked or self._checker.check(request)
-            reply, lookup = await self._look(self._cache, checked.request, own)
+            looked = LookedReply(own, self._keeping)
+            reply, lookup = await self._look(self._cache, checked.request, looked)
+            looked.lookup = lookup
         pending = self._accept(request, reply, checked, lookup)
         try:
             if lookup is not None:
-                await self._kept(lookup, await own)
+                await self._keeping.kept(lookup, await own)
             if request.classifications:
                 return await self._classified(request, await own)
             return await own
         except asyncio.CancelledError:
             self._abandon(pending)
+            if looked is not None:
+                looked.left()
             raise
         finally:
             self._settled()
+            # An error knows this frame: with its own reply in it, it would keep the whole request.
+            del own, reply, looked, pending
 
     async def stream(self, request: InferRequest) -> ResponseStream:
         """Accept one request; its responses come on the stream. See `Port.stream`."""
@@ -140,7 +154,8 @@ class ModelVersion:
         if self._cache is not None and self._cache.covers(request):
             checked = checked or self._checker.check(request)
             reply, lookup = await self._look(self._cache, checked.request, own)
-            stream.then(partial(self._kept, lookup))
+            stream.then(partial(self._keeping.kept, lookup))
+            stream.unread(partial(self._keeping.unread, lookup))
         pending = self._accept(request, reply, checked, lookup)
         if request.classifications:
             stream.then(partial(self._classified, request))
@@ -205,12 +220,6 @@ class ModelVersion:
         self.stats.hit(began, now)
         response = InferResponse(self.config.name, self.version, request.id, outputs)
         pending.reply.set_result(response)
-
-    async def _kept(self, lookup: Lookup, response: InferResponse) -> InferResponse:
-        """The response, in the cache where it did not come from there."""
-        if lookup.outputs is None:
-            self.stats.missed(await lookup.keep(response.outputs))
-        return response
 
     def _settled(self) -> None:
         self._unanswered -= 1
@@ -340,6 +349,10 @@ class ModelVersion:
         if pending.request.trace is not None:
             marks.over(pending.request, now)
 
+    def check_ahead(self, request: InferRequest) -> None:
+        """See `Served.check_ahead`."""
+        self._checker.check_ahead(request)
+
     @property
     def identity(self) -> bytes | None:
         """See `Served.identity`."""
@@ -362,6 +375,8 @@ class ModelVersion:
         while self._unanswered:
             self._drained.clear()
             await self._drained.wait()
+        await self._crew.drained()  # a caller that has gone leaves what runs for it
+        await self._keeping.settled()
 
     def abandon(self, reason: str) -> None:
         """Answer everything that waits or runs with an error, now."""

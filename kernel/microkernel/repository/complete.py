@@ -19,6 +19,7 @@ from microkernel.config.model import (
 )
 from microkernel.config.validate import PLATFORMS, instance_groups
 from microkernel.errors import InvalidArgument
+from microkernel.factories import asked
 from microkernel.repository.store import directories
 
 _DEFAULT_SEQUENCE_IDLE_US = 1_000_000
@@ -140,7 +141,8 @@ def _recognise(
     inside = _first_directory(directory)
     if inside is not None and not filename:
         for backend in backends:
-            if backend.recognise and (found := backend.recognise(config, inside)) is not None:
+            found = backend.recognise and asked(backend.recognise, config, inside)
+            if found is not None:
                 return replace(found, backend=backend.name)
     for backend, known in _known_files(backends):
         if filename == known or (not filename and inside and (inside / known).exists()):

@@ -63,9 +63,9 @@ class Adaptive:
         """Requests per item."""
         return min(self._requests / self._items, 1.0) if self._requests else 1.0
 
-    def decide(self, queue: Iterable[Waiting], now: float) -> Decision:
+    def decide(self, queue: Iterable[Waiting], now: float, *, freed: bool = False) -> Decision:
         """See `Policy.decide`."""
-        decision = self._patient.decide(queue, now)
+        decision = self._patient.decide(queue, now, freed=freed)
         if isinstance(decision, Dispatch):
             return self._dispatched(decision)
         count = sum(1 for _ in queue)  # which all fit into one batch

@@ -20,7 +20,7 @@ def scheduler_of(
     """The scheduler of a complete and normalised configuration: the sequence batcher, the dynamic
     batcher or the default one. Ensembles have none. `open_batch` is what the dynamic batcher asks
     beside its own rules; `initial_states` are those of sequences that do not begin as zeros, by the
-    name of their input. Raises InvalidArgument for parameters of the model that cannot be."""
+    name of their input. Raises InvalidArgument for Triton's variables for tests that are wrong."""
     if config.sequence_batching is not None:
         return SequenceBatcher(config, executor, initial_states or {})
     return queue_scheduler(config, executor, open_batch)

@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable, Mapping
 
 from microkernel.config.model import ModelConfig
+from microkernel.config.queue_rules import ADAPTIVE
 from microkernel.errors import InvalidArgument
 from microkernel.scheduling.adaptive import Adaptive
 from microkernel.scheduling.fairness import Fairness
@@ -14,32 +15,23 @@ from microkernel.scheduling.limits import Limits
 from microkernel.scheduling.pending import Executor
 from microkernel.scheduling.policy import Batching, Joins, OneByOne
 from microkernel.scheduling.queue import QueueScheduler
-from microkernel.scheduling.waiting import PlainQueue, Queue
+from microkernel.scheduling.waiting import PlainQueue, Queue, plain_lane
 
 DELAY = "TRITONSERVER_DELAY_SCHEDULER"
 """How many requests must be queued before a batcher starts, once: for tests that must know which
 requests meet."""
-
-ADAPTIVE = "ADAPTIVE_QUEUE_DELAY"
-"""The model parameter that has the dynamic batcher find its delay itself. The configured delay, if
-there is one, is the longest then."""
 
 
 def queue_scheduler(
     config: ModelConfig, executor: Executor, open_batch: Callable[[], Joins] | None = None
 ) -> QueueScheduler:
     """The default scheduler, or the dynamic batcher where the configuration asks for one.
-    `open_batch` is what else its policy asks. Raises InvalidArgument for parameters of the model
-    that cannot be."""
+    `open_batch` is what else its policy asks."""
     limits = Limits.of(config)
-    prospects = Prospects.of(config, limits)
+    prospects = Prospects.of(config)
     queue = _queue(limits, Fairness.of(config), prospects)
     executed = None if prospects is None else prospects.executed
     if config.dynamic_batching is None:
-        if config.switch(ADAPTIVE):
-            raise InvalidArgument(
-                f"parameter '{ADAPTIVE}' of model '{config.name}' needs 'dynamic_batching'"
-            )
         return QueueScheduler(OneByOne(), executor, queue, executed=executed)
     policy = Batching.of(config, open_batch)
     first = first_needed(DELAY, os.environ)
@@ -61,7 +53,7 @@ def queue_scheduler(
 def _queue(limits: Limits, fairness: Fairness | None, prospects: Prospects | None) -> Queue:
     if limits.none and fairness is None:
         return PlainQueue()
-    new_lane = PlainQueue if fairness is None else fairness.lane
+    new_lane = plain_lane if fairness is None else fairness.lanes()
     return LevelledQueue(limits, new_lane, None if prospects is None else prospects.admit)
 
 

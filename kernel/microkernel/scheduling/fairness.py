@@ -10,21 +10,22 @@ nothing.
 
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from heapq import heapify, heappop, heappush
 from itertools import count
 from typing import TypeAlias
 
 from microkernel.config.model import ModelConfig
-from microkernel.errors import InvalidArgument, Unavailable
+from microkernel.config.queue_rules import FAIR_KEY, FAIR_MOST, HEADER
+from microkernel.errors import Unavailable
 from microkernel.request import InferRequest
 from microkernel.scheduling.pending import Pending
-
-KEY = "FAIR_QUEUE_KEY"
-MOST = "FAIR_QUEUE_MAX_PER_KEY"
-_HEADER = "header:"
+from microkernel.scheduling.waiting import Rank
 
 KeyOf: TypeAlias = Callable[[InferRequest], Hashable]
 _Entry: TypeAlias = tuple[int, int, Pending]
+_Waiting: TypeAlias = dict[tuple[int, Hashable], int]
+"""How many requests of a client wait at a level, whether they are late or not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,45 +39,22 @@ class Fairness:
 
     @classmethod
     def of(cls, config: ModelConfig) -> "Fairness | None":
-        """What a model's parameters ask for, None where they do not. Raises InvalidArgument for
-        what cannot be."""
-        name = config.parameter(KEY)
-        most = _number(config.parameter(MOST, "0"), config)
-        if not name:
-            if MOST in config.parameters:
-                raise InvalidArgument(
-                    f"parameter '{MOST}' of model '{config.name}' needs '{KEY}' beside it"
-                )
-            return None
-        dynamic = config.dynamic_batching
-        if dynamic is not None and dynamic.preserve_ordering:
-            raise InvalidArgument(
-                f"parameter '{KEY}' of model '{config.name}' cannot be set when "
-                "'preserve_ordering' is true: who comes first is answered first then"
-            )
-        return cls(name, key_of(name), most)
+        """What a model's parameters ask for, None where they do not."""
+        name = config.parameter(FAIR_KEY)
+        return cls(name, key_of(name), int(config.parameter(FAIR_MOST, "0"))) if name else None
 
-    def lane(self) -> "FairLane":
-        """A lane in which clients take turns."""
-        return FairLane(self)
-
-
-def _number(text: str, config: ModelConfig) -> int:
-    if not (text.isascii() and text.isdigit()):
-        raise InvalidArgument(
-            f"parameter '{MOST}' of model '{config.name}' must be a number of requests, 0 for no "
-            f"limit, got '{text}'"
-        )
-    return int(text)
+    def lanes(self) -> "Callable[[Rank], FairLane]":
+        """What makes the lanes of one queue, in which clients take turns."""
+        return partial(FairLane, self, {})
 
 
 def key_of(name: str) -> KeyOf:
     """What reads a client's key from its request: the parameter of that name, or after `header:`
     the header, whose case does not matter and which a front end must forward. Requests without it
     are of one client."""
-    if not name.startswith(_HEADER):
+    if not name.startswith(HEADER):
         return lambda request: request.parameters.get(name, "")
-    header = name.removeprefix(_HEADER).lower()
+    header = name.removeprefix(HEADER).lower()
 
     def forwarded(request: InferRequest) -> Hashable:
         found = [v for n, v in request.parameters.items() if n.lower() == header]
@@ -98,8 +76,11 @@ class _Client:
 class FairLane:
     """Requests by turns of their clients; promises what `Lane` does."""
 
-    def __init__(self, fairness: Fairness) -> None:
+    def __init__(self, fairness: Fairness, waiting: _Waiting, rank: Rank) -> None:
+        """`waiting` is shared by the lanes of a queue, where both of a level count."""
         self._fairness = fairness
+        self._waiting = waiting
+        self._level, self._late = rank
         self._heap: list[_Entry] = []  # some have left already
         self._keys: dict[Pending, Hashable] = {}
         self._clients: dict[Hashable, _Client] = {}
@@ -107,22 +88,29 @@ class FairLane:
         self._turn = 0
 
     def append(self, pending: Pending) -> None:
-        """See `Lane.append`: refused is a client that has too much waiting."""
-        key, most = self._fairness.key(pending.request), self._fairness.most
+        """See `Lane.append`: refused is a client that has too much waiting, unless it was let in
+        before and is only late."""
+        key = self._fairness.key(pending.request)
+        if self._fairness.most:
+            self._count(pending, key)
         client = self._clients.get(key)
         if client is None:
             client = self._clients[key] = _Client(self._turn)
-        elif client.requests >= most > 0:
-            raise Unavailable(
-                f"{pending.request.tag()}Exceeds maximum queue size of one client: {most} requests "
-                f"of '{self._fairness.name}' '{key!s:.100}' wait already"
-            )
         number = max(self._turn, client.next)
         heappush(self._heap, (number, next(self._arrivals), pending))
         client.next = number + pending.size
         client.requests += 1
         client.items += pending.size
         self._keys[pending] = key
+
+    def _count(self, pending: Pending, key: Hashable) -> None:
+        most, waiting = self._fairness.most, self._waiting.get((self._level, key), 0)
+        if waiting >= most and not self._late:
+            raise Unavailable(
+                f"{pending.request.tag()}Exceeds maximum queue size of one client: {most} requests "
+                f"of '{self._fairness.name}' '{key!s:.100}' wait already"
+            )
+        self._waiting[self._level, key] = waiting + 1
 
     def take(self, count: int) -> list[Pending]:
         """See `Lane.take`."""
@@ -152,6 +140,11 @@ class FairLane:
         client.items -= pending.size
         if client.requests == 0:
             del self._clients[key]
+        if self._fairness.most:
+            place = self._level, key
+            self._waiting[place] -= 1
+            if self._waiting[place] == 0:
+                del self._waiting[place]
 
     def before(self, pending: Pending, items: int) -> int:
         """See `Lane.before`: about as much of every other client as of its own."""

@@ -11,12 +11,10 @@ from dataclasses import dataclass
 from math import inf
 
 from microkernel.config.model import ModelConfig
-from microkernel.errors import InvalidArgument, Unavailable
-from microkernel.scheduling.limits import Limits
+from microkernel.config.queue_rules import HOPELESS
+from microkernel.errors import Unavailable
 from microkernel.scheduling.pending import Pending
 from microkernel.scheduling.service import ServiceTimes
-
-PARAMETER = "REJECT_HOPELESS"
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +28,8 @@ class Capacity:
     def of(cls, config: ModelConfig) -> "Capacity":
         """That of a normalised configuration."""
         largest = config.max_batch_size if config.dynamic_batching is not None else 1
-        count = sum(group.count * max(len(group.gpus), 1) for group in config.instance_group)
+        serving = (group for group in config.instance_group if not group.passive)
+        count = sum(group.count * max(len(group.gpus), 1) for group in serving)
         return cls(max(largest, 1), max(count, 1))
 
     def wait(self, ahead: int, seconds: float) -> float:
@@ -48,17 +47,9 @@ class Prospects:
         self._loop = asyncio.get_running_loop()
 
     @classmethod
-    def of(cls, config: ModelConfig, limits: Limits) -> "Prospects | None":
-        """What a model's parameter asks for, None where it does not. Raises InvalidArgument for a
-        parameter that cannot be."""
-        if not config.switch(PARAMETER):
-            return None
-        if not limits.timed:
-            raise InvalidArgument(
-                f"parameter '{PARAMETER}' of model '{config.name}' needs a queue policy with "
-                "'default_timeout_microseconds': without one no request is ever too late"
-            )
-        return cls(Capacity.of(config))
+    def of(cls, config: ModelConfig) -> "Prospects | None":
+        """What a model's parameter asks for, None where it does not."""
+        return cls(Capacity.of(config)) if config.switch(HOPELESS) else None
 
     def executed(self, size: int, seconds: float) -> None:
         """A batch of that size took so long."""

@@ -10,14 +10,11 @@ from typing import TypeAlias
 from microkernel.errors import Unavailable
 from microkernel.scheduling.limits import Limits
 from microkernel.scheduling.pending import Pending
-from microkernel.scheduling.waiting import Lane, PlainQueue
-
-Rank: TypeAlias = tuple[int, bool]
-"""A level, and whether the requests have waited for too long; what is smaller runs first."""
+from microkernel.scheduling.waiting import Lane, Rank, plain_lane
 
 Admission: TypeAlias = Callable[[Pending, int], None]
-"""Looks at a request, whose deadline is set, and at how many items would run before it; raises
-Unavailable where it should not wait."""
+"""Looks at a request, whose deadline is set and is its last, and at how many items would run before
+it; raises Unavailable where it should not wait."""
 
 _SLACK = 64
 """How many deadlines of requests that are gone are kept in any case."""
@@ -25,15 +22,16 @@ _SLACK = 64
 
 class LevelledQueue:
     """Level by level, the most urgent first; within one in the order of its lane, and then those
-    that have waited for too long in the order of their deadlines. Promises what `Queue` does."""
+    that have waited for too long in the order of theirs. Promises what `Queue` does."""
 
     def __init__(
         self,
         limits: Limits,
-        new_lane: Callable[[], Lane] = PlainQueue,
+        new_lane: Callable[[Rank], Lane] = plain_lane,
         admission: Admission | None = None,
     ) -> None:
-        """`new_lane` makes what the requests of a level wait in while they are not too late."""
+        """`new_lane` makes what the requests of a rank wait in; one that is late is refused by
+        none."""
         self.timed = limits.timed
         self._limits = limits
         self._new_lane = new_lane
@@ -53,7 +51,7 @@ class LevelledQueue:
         if limits.most and self._waiting(level) >= limits.most:
             raise Unavailable(f"{request.tag()}Exceeds maximum queue size")
         pending.deadline = limits.deadline(pending.arrived, request.timeout_us)
-        if self._admission is not None:
+        if self._admission is not None and not limits.delays:
             self._admission(pending, self._before(pending, level))
         self._put(pending, (level, False))
         if pending.deadline < inf:
@@ -78,7 +76,7 @@ class LevelledQueue:
         if lane is not None:
             lane.append(pending)
         else:
-            lane = PlainQueue() if rank[1] else self._new_lane()
+            lane = self._new_lane(rank)
             lane.append(pending)  # which may refuse it
             self._lanes[rank], self._items[rank] = lane, 0
             insort(self._ranks, rank)

@@ -1,8 +1,7 @@
 """Answers that leave in the order in which their requests came, whoever is finished first."""
 
-from asyncio import Future
 from collections import OrderedDict
-from typing import Protocol
+from typing import Protocol, TypeGuard
 
 from microkernel.config.model import ModelConfig
 from microkernel.errors import MicrokernelError
@@ -23,6 +22,10 @@ class StreamedReply(Reply, Protocol):
         ...
 
 
+def _is_streamed(reply: Reply) -> TypeGuard[StreamedReply]:
+    return hasattr(reply, "hold")
+
+
 class Line:
     """Those whose answers must leave one after the other."""
 
@@ -35,10 +38,10 @@ class Line:
         dynamic = config.dynamic_batching
         return cls() if dynamic is not None and dynamic.preserve_ordering else None
 
-    def place(self, reply: "Future[InferResponse] | StreamedReply") -> "Place":
+    def place(self, reply: Reply) -> "Place":
         """A place at the end of the line, to be answered in the reply's stead. One whose caller
         goes must `leave`."""
-        place = SinglePlace(self, reply) if isinstance(reply, Future) else OpenPlace(self, reply)
+        place = OpenPlace(self, reply) if _is_streamed(reply) else SinglePlace(self, reply)
         self._places[place] = None
         self.move()
         return place

@@ -1,7 +1,8 @@
 """When to form a batch, and of what: pure decisions from the head of a queue and a time.
 
-A batch is formed only when an instance is free to run it. That gives the same batches as Triton's
-preparing ahead: a batch that waits for an instance keeps growing there, too.
+A batch is formed only when an instance is free to run it. Triton prepares batches while all are
+busy, and lets them grow until they are picked up. So what an instance finds that has just become
+free is judged as what has grown there, and what it finds that was free before is not.
 """
 
 from collections.abc import Callable, Hashable, Iterable
@@ -9,6 +10,7 @@ from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
 from microkernel.config.model import ModelConfig
+from microkernel.scheduling.limits import Limits
 
 
 class Waiting(Protocol):
@@ -45,8 +47,10 @@ Joins: TypeAlias = Callable[[Waiting], bool]
 class Policy(Protocol):
     """How the head of a queue becomes a batch."""
 
-    def decide(self, queue: Iterable[Waiting], now: float) -> Decision:
-        """What to do with a queue that is not empty while an instance is free."""
+    def decide(self, queue: Iterable[Waiting], now: float, *, freed: bool = False) -> Decision:
+        """What to do with a queue that is not empty while an instance is free; `freed` says that
+        none was before, so that all of the queue came while every one was busy or had been looked
+        at before that."""
         ...
 
 
@@ -56,7 +60,7 @@ _ONE = Dispatch(1)
 class OneByOne:
     """The default scheduler's policy: one request is one execution."""
 
-    def decide(self, queue: Iterable[Waiting], now: float) -> Decision:
+    def decide(self, queue: Iterable[Waiting], now: float, *, freed: bool = False) -> Decision:
         """The oldest request, now."""
         return _ONE
 
@@ -64,12 +68,15 @@ class OneByOne:
 @dataclass(frozen=True, slots=True)
 class Batching:
     """The dynamic batcher's policy: a largest size, preferred sizes, and a delay in seconds.
-    `open_batch`, where there is one, says of each batch what else may not join it."""
+    `open_batch`, where there is one, says of each batch what else may not join it. `ahead` is
+    whether Triton would prepare batches while all instances are busy, as it does where the queue
+    has no priorities and no limits."""
 
     largest: int
     preferred: frozenset[int]
     delay: float
     open_batch: Callable[[], Joins] | None = None
+    ahead: bool = True
 
     @classmethod
     def of(cls, config: ModelConfig, open_batch: Callable[[], Joins] | None = None) -> "Batching":
@@ -78,20 +85,22 @@ class Batching:
         largest = max(config.max_batch_size, 1)
         preferred = frozenset(config.dynamic_batching.preferred_batch_size) or {largest}
         delay = config.dynamic_batching.max_queue_delay_microseconds / 1e6
-        return cls(largest, frozenset(preferred), delay, open_batch)
+        return cls(largest, frozenset(preferred), delay, open_batch, Limits.of(config).none)
 
-    def decide(self, queue: Iterable[Waiting], now: float) -> Decision:
+    def decide(self, queue: Iterable[Waiting], now: float, *, freed: bool = False) -> Decision:
         """Scan from the head while requests may join, then choose by the table in Triton's words:
         the largest prefix of a preferred size, what stands before a preferred size is overrun, all
-        of a batch that cannot grow, all when the oldest has waited long enough, else wait."""
+        of a batch that cannot grow, all when the oldest has waited long enough, else wait.
+
+        Such a prefix that was prepared has taken in all that may join, but without a delay Triton
+        closes a batch at a preferred size."""
         scan = self._scan(queue)
         expired = self.delay > 0 and now >= scan.oldest + self.delay
         if expired:
             return Dispatch(scan.count)
-        if scan.preferred:
-            return Dispatch(scan.preferred)
-        if scan.before_overrun:
-            return Dispatch(scan.before_overrun)
+        if prefix := scan.preferred or scan.before_overrun:
+            grown = freed and self.ahead and self.delay > 0
+            return Dispatch(scan.count if grown else prefix)
         if self.delay == 0 or scan.closed or scan.total >= max(self.preferred):
             return Dispatch(scan.count)
         return Wait(scan.oldest + self.delay)

@@ -59,37 +59,38 @@ class QueueScheduler:
             self._executor.execute((pending,))  # no wait, so no queue
             return
         self._queue.append(pending)
-        self.wake()
+        self.wake(freed=False)
 
-    def wake(self) -> None:
-        """Dispatch as long as the executor is idle and the policy says so."""
+    def wake(self, *, freed: bool = True) -> None:
+        """Dispatch as long as the executor is idle and the policy says so. The executor calls it
+        when it was not idle before, which nobody else can say."""
         if self._waking or not self._queue:
             return  # awake while an executor answers a batch at once; the loop below goes on
         self._waking = True
         try:
             if self._timed or self._first:
-                self._look()
+                self._look(freed)
             elif self._executor.idle():
-                self._dispatch()
+                self._dispatch(freed)
         finally:
             self._waking = False
 
-    def _look(self) -> None:
+    def _look(self, freed: bool) -> None:
         """Refuse what is too late, then dispatch unless the first requests are still to come."""
         for pending in self._queue.expire(self._loop.time()):
             self._executor.reject(pending, Unavailable("Request timeout expired"), Failure.REJECTED)
         if len(self._queue) >= self._first:
             self._first = 0
             if self._queue and self._executor.idle():
-                self._dispatch()
+                self._dispatch(freed)
                 return
         self._ring_at(self._queue.next_deadline())
 
-    def _dispatch(self) -> None:
+    def _dispatch(self, freed: bool) -> None:
         """Dispatch while there are a request and an idle executor, as there are now."""
         queue, until = self._queue, inf
         while True:
-            decision = self._policy.decide(queue, self._loop.time())
+            decision = self._policy.decide(queue, self._loop.time(), freed=freed)
             if not isinstance(decision, Dispatch):
                 until = decision.until
                 break
@@ -113,7 +114,7 @@ class QueueScheduler:
 
     def _rung(self) -> None:
         self._timer = None
-        self.wake()
+        self.wake(freed=False)
 
     def abandon(self, pending: Pending) -> bool:
         """See `Scheduler.abandon`."""
@@ -133,7 +134,7 @@ class QueueScheduler:
         """See `Scheduler.close`."""
         self._closed = True
         self._first = 0
-        self.wake()
+        self.wake(freed=False)
 
     @property
     def waiting(self) -> int:

@@ -3,9 +3,12 @@
 from collections import OrderedDict
 from collections.abc import Iterator
 from math import inf
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 from microkernel.scheduling.pending import Pending
+
+Rank: TypeAlias = tuple[int, bool]
+"""A level, and whether the requests have waited for too long; what is smaller runs first."""
 
 
 class Lane(Protocol):
@@ -100,3 +103,8 @@ class PlainQueue(OrderedDict[Pending, None]):
     def next_deadline(self) -> float:
         """See `Queue.next_deadline`; there is none."""
         return inf
+
+
+def plain_lane(rank: Rank) -> Lane:
+    """A lane in which whoever comes first is first."""
+    return PlainQueue()

@@ -12,7 +12,7 @@ import queue
 import socket
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -33,6 +33,7 @@ from microkernel.workers.desk import MetricDesk
 from microkernel.workers.flags import Flags, Slot
 from microkernel.workers.hosting import make_backend, placement_from_json, settings_from_json
 from microkernel.workers.parts import Moments, part_message
+from microkernel.workers.readiness import says
 from microkernel.workers.runner import as_error, run, unload
 from microkernel.workers.senders import WorkerSender, run_stream
 from microkernel.workers.wire import EXECUTE, Kind
@@ -223,16 +224,16 @@ class _Child:
         """Make the instances; returns when all are closed."""
         sockets = [socket.socket(fileno=self._control.take_descriptor()) for _ in placements]
         loops = [_InstanceLoop(sock, schema, identity) for sock in sockets]
-        made = _Made(len(placements), self._control)
-        self._reader.flags = [loop.flags for loop in loops]
+        made = _Made(placements, self._control)
+        self._reader.flags, self._reader.made = [loop.flags for loop in loops], made
         pairs = list(zip(loops, placements, strict=True))
         threads = [
-            threading.Thread(target=_serve, args=(*pair, model, made), name=pair[1].name)
-            for pair in pairs[1:]
+            threading.Thread(target=_serve, args=(*pair, model, made, place), name=pair[1].name)
+            for place, pair in enumerate(pairs[1:], 1)
         ]
         for thread in threads:
             thread.start()
-        _serve(*pairs[0], model, made)
+        _serve(*pairs[0], model, made, 0)
         for thread in threads:
             thread.join()
         unload(model)
@@ -244,10 +245,12 @@ _SIGNALS = {Kind.CANCEL: Flags.cancel, Kind.PAUSE: Flags.pause, Kind.RESUME: Fla
 class _Reader:
     """Reads the control channel on a thread of its own: orders wait for the main thread, what a
     model waits for while that is busy with one does not, and the channel's end is the end of a
-    busy process. `flags` are those of the instances, which come with the order to start."""
+    busy process. `flags` are those of the instances, which come with the order to start, and `made`
+    what was made by it."""
 
     def __init__(self, control: BlockingChannel) -> None:
         self.flags: Sequence[Flags] = ()
+        self.made: _Made | None = None
         self._control = control
         self._desk = MetricDesk(self._send)
         self._orders: queue.SimpleQueue[tuple[Kind, Any] | None] = queue.SimpleQueue()
@@ -262,11 +265,15 @@ class _Reader:
         self._idle = False
         return order
 
-    def _send(self, document: object) -> None:
+    def _send(self, document: object, kind: Kind = Kind.METRIC) -> None:
         try:
-            self._control.send(wire.control_message(Kind.METRIC, document))
+            self._control.send(wire.control_message(kind, document))
         except OSError:
             os._exit(1)  # the server is gone
+
+    def _ask(self, place: int) -> None:
+        assert self.made is not None
+        self._send([place, self.made.says(place)], Kind.READY)
 
     def _read(self) -> None:
         try:
@@ -282,25 +289,39 @@ class _Reader:
         if (signal := _SIGNALS.get(kind)) is not None:
             instance, number = wire.read_signal(body)
             signal(self.flags[instance], number)
+        elif kind is Kind.READY:
+            place, _ = wire.read_signal(body)
+            threading.Thread(target=self._ask, args=(place,), name="ready", daemon=True).start()
         elif kind is Kind.METRIC:
             self._desk.answer(json.loads(body))
+        elif kind is Kind.VERBOSE:
+            logging.getLogger().setLevel(logging.DEBUG if json.loads(body) else logging.INFO)
         else:
             self._orders.put((kind, json.loads(body)))
 
 
 class _Made:
-    """Counts the instances made, and tells the server when all are, or each failure."""
+    """Counts the instances made, and tells the server when all are, with the places of those that
+    can say whether they are ready, or each failure."""
 
-    def __init__(self, expected: int, control: BlockingChannel) -> None:
-        self._left = expected
+    def __init__(self, placements: Sequence[Placement], control: BlockingChannel) -> None:
+        self._names = [placement.name for placement in placements]
+        self._left = len(placements)
+        self._asks: dict[int, Callable[[], bool]] = {}
         self._control = control
         self._lock = threading.Lock()
 
-    def one(self) -> None:
+    def one(self, place: int, ask: Callable[[], bool] | None) -> None:
         with self._lock:
             self._left -= 1
+            if ask is not None:
+                self._asks[place] = ask
             if self._left == 0:
-                self._control.send(wire.control_message(Kind.DONE, None))
+                self._control.send(wire.control_message(Kind.DONE, list(self._asks)))
+
+    def says(self, place: int) -> bool:
+        """Whether the instance at a place says that it is ready."""
+        return says(self._asks[place], self._names[place])
 
     def failed(self, error: BaseException) -> None:
         with self._lock:
@@ -308,14 +329,17 @@ class _Made:
             _send_failure(self._control, error)
 
 
-def _serve(loop: _InstanceLoop, placement: Placement, model: Model, made: _Made) -> None:
+def _serve(
+    loop: _InstanceLoop, placement: Placement, model: Model, made: _Made, place: int
+) -> None:
     try:
         instance = model.instance(placement)
-    except (Exception, SystemExit) as error:
+        ask = instance.readiness()
+    except BaseException as error:
         log.debug("instance failed", exc_info=True)
         made.failed(error)
         return
-    made.one()
+    made.one(place, ask)
     try:
         _serve_batches(loop, instance, placement.name)
     except OSError:
@@ -326,7 +350,7 @@ def _serve(loop: _InstanceLoop, placement: Placement, model: Model, made: _Made)
     works_for(())
     try:
         instance.close()
-    except Exception:
+    except BaseException:
         log.exception("closing instance %s failed", placement.name)
 
 
@@ -349,15 +373,15 @@ def main(sock: socket.socket, refusal: str = "") -> None:
     control = BlockingChannel(sock)
     root = logging.getLogger()
     root.handlers[:] = [_ControlHandler(control)]
+    root.setLevel(logging.INFO)
     reader = _Reader(control)
     child = _Child(control, reader, refusal)
     while (message := reader.order()) is not None:
         kind, order = message
-        root.setLevel(logging.DEBUG if order["verbose"] else logging.INFO)
         try:
             if child.obey(kind, order):
                 return
-        except (Exception, SystemExit) as error:
+        except BaseException as error:
             log.debug("order failed", exc_info=True)
             _send_failure(control, error)
             if kind is Kind.START:

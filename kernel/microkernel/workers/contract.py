@@ -12,6 +12,7 @@ from microkernel.request import Answered, InferRequest
 from microkernel.stats import Execution
 from microkernel.workers.flights import Receiver
 from microkernel.workers.limits import NO_LIMITS, Limits
+from microkernel.workers.readiness import Readiness
 from microkernel.workers.timeouts import NO_TIMEOUTS, Timeouts
 
 
@@ -51,6 +52,11 @@ class WorkerInstance(Protocol):
     @property
     def name(self) -> str:
         """The instance's name."""
+        ...
+
+    @property
+    def readiness(self) -> Readiness | None:
+        """Asks the instance whether it is ready; None where it always is."""
         ...
 
     def execute(self, requests: Sequence[InferRequest], sizes: Sequence[int], done: Done) -> int:

@@ -14,6 +14,7 @@ import select
 import signal
 import socket
 import sys
+import threading
 import traceback
 import warnings
 
@@ -23,15 +24,48 @@ from microkernel.workers.limits import Limits, apply_limits, limits_from_json
 from microkernel.workers.wire import Kind
 
 _PR_SET_PDEATHSIG = 1
+_IGNORED = (signal.SIGINT, signal.SIGTERM)
+"""Only the server ends its workers."""
+_SYSTEM = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
 def die_with_parent(parent: int) -> None:
-    """Ask the system to end this process when its parent ends; Linux only."""
-    if sys.platform != "linux":
+    """Ask the system to end this process when its parent ends, which is when the thread does that
+    forked it; Linux only."""
+    if _SYSTEM is None:
         return
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    _SYSTEM.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(1)  # it ended before we asked
+
+
+def _nothing(*_: object) -> None:
+    """What a worker does about a signal. One that is ignored for good would be so in the processes
+    of its model as well, also after `exec`, and nobody could end them."""
+
+
+class _Offspring:
+    """What becomes of the processes that a model forks: the signals that a worker ignores end
+    them, and what the worker's main thread has forked ends with it. Another thread's may outlive
+    the thread, and so are left alone."""
+
+    def __init__(self) -> None:
+        self._main = threading.get_ident()
+        self._parent = os.getpid()
+        for number in _IGNORED:
+            signal.signal(number, _nothing)
+            signal.siginterrupt(number, False)
+        os.register_at_fork(before=self._forks, after_in_child=self._forked)
+
+    def _forks(self) -> None:
+        self._parent = os.getpid()
+
+    def _forked(self) -> None:
+        for number in _IGNORED:
+            if signal.getsignal(number) is _nothing:
+                signal.signal(number, signal.SIG_DFL)
+        if threading.get_ident() == self._main:
+            die_with_parent(self._parent)
 
 
 class ForkServer:
@@ -105,6 +139,7 @@ class ForkServer:
             _reseed()
             refusal = apply_limits(limits)
             die_with_parent(parent)  # again: what changes a process's rights may undo it
+            _Offspring()
             child.main(socket.socket(fileno=descriptor), refusal)
             code = 0
         except BaseException:  # noqa: BLE001 - the process ends here, whatever it was
@@ -134,8 +169,8 @@ def main() -> None:
     """`python -m microkernel.workers.forkserver DESCRIPTOR PARENT MODULE...`"""
     descriptor, parent, *modules = sys.argv[1:]
     die_with_parent(int(parent))
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)  # only the server ends its workers
+    for number in _IGNORED:
+        signal.signal(number, signal.SIG_IGN)
     for module in modules:
         importlib.import_module(module)
     ForkServer(socket.socket(fileno=int(descriptor))).serve()

@@ -16,14 +16,16 @@ from microkernel.workers.contract import Done, Result
 from microkernel.workers.descriptors import Plan, Schema
 from microkernel.workers.flights import Flights, Receiver
 from microkernel.workers.parts import Part, read_part
+from microkernel.workers.readiness import Readiness
 from microkernel.workers.wire import NEED, PART, RESULT, Kind
 
 
 @dataclass(frozen=True, slots=True)
 class Link:
     """How an instance is reached: its socket, whom to tell that it has ended, how to end a worker
-    gone wrong, and how to send it a CANCEL, PAUSE or RESUME for the request of a number. Those take
-    another way than the batches, since the instance does not listen while it runs one."""
+    gone wrong, and how to send it a CANCEL, PAUSE or RESUME for the request of a number, or READY.
+    Those take another way than the batches, since the instance does not listen while it runs
+    one."""
 
     socket: socket.socket
     closed: Callable[[], None]
@@ -50,6 +52,11 @@ class ProcessInstance:
         self._start = 0
         self._failure: WorkerFailed | None = None
         self._gone: MicrokernelError | None = None
+        self.readiness: Readiness | None = None
+
+    def can_say(self) -> None:
+        """The instance can be asked whether it is ready."""
+        self.readiness = Readiness(lambda: self._link.signal(Kind.READY, 0))
 
     def execute(self, requests: Sequence[InferRequest], sizes: Sequence[int], done: Done) -> int:
         """See `WorkerInstance.execute`."""
@@ -200,6 +207,8 @@ class ProcessInstance:
 
     def close(self) -> None:
         """Close the socket, which lets the instance end, and give the memory back."""
+        if self.readiness is not None:
+            self.readiness.said(False)
         self._channel.close()
         self._pool.close()
         for block in (self._input, self._output):

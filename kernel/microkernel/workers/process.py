@@ -16,7 +16,9 @@ from microkernel.backend import Placement
 from microkernel.config.codec import config_from_json, config_to_json
 from microkernel.config.model import ModelConfig
 from microkernel.errors import MicrokernelError, Unavailable, error_from
+from microkernel.log import LogControl
 from microkernel.metrics.custom import CustomMetrics
+from microkernel.port import LogSettings
 from microkernel.workers import wire
 from microkernel.workers.channel import LoopChannel
 from microkernel.workers.contract import Hosted, Lost
@@ -44,7 +46,7 @@ class ProcessWorker:
         hosted: Hosted,
         spawned: Spawned,
         *,
-        verbose: bool,
+        log_control: LogControl | None = None,
         metrics: CustomMetrics | None = None,
     ) -> None:
         self._hosted = hosted
@@ -52,7 +54,6 @@ class ProcessWorker:
         self._pid = spawned.pid
         self._exit = spawned.exit
         self._lost: Lost = lambda _: None
-        self._verbose = verbose
         self._loop = asyncio.get_running_loop()
         self._control = LoopChannel(spawned.control, self._message, self._socket_closed)
         self._instances: list[ProcessInstance] = []
@@ -60,6 +61,8 @@ class ProcessWorker:
         self._error: MicrokernelError | None = None
         self._ended = False
         self._log = log.bind(model=hosted.model, version=hosted.version, worker=spawned.pid)
+        self._log_control = LogControl(LogSettings()) if log_control is None else log_control
+        self._log_control.follow(self._say_more)
         self._exit.add_done_callback(self._exited)
 
     @classmethod
@@ -68,13 +71,14 @@ class ProcessWorker:
         hosted: Hosted,
         forks: ForkServers,
         *,
-        verbose: bool = False,
+        log_control: LogControl | None = None,
         metrics: CustomMetrics | None = None,
     ) -> "ProcessWorker":
-        """Start the process. `metrics` takes the families that its models declare; without, they
-        are on no page. Raises Unavailable where none can be started."""
+        """Start the process, which logs as verbosely as `log_control` says at the time; without,
+        not verbosely. `metrics` takes the families that its models declare; without, they are on no
+        page. Raises Unavailable where none can be started."""
         spawned = await forks.spawn(hosted.backend, hosted.limits)
-        return cls(hosted, spawned, verbose=verbose, metrics=metrics)
+        return cls(hosted, spawned, log_control=log_control, metrics=metrics)
 
     async def complete(self, config: ModelConfig) -> ModelConfig:
         """See `Worker.complete`."""
@@ -92,10 +96,12 @@ class ProcessWorker:
             self._instances.append(ProcessInstance(placement.name, schema, link))
         order = self._order(config) | {"placements": [placement_to_json(p) for p in placements]}
         try:
-            await self._call(Kind.START, order, [s.fileno() for s in theirs])
+            asked = await self._call(Kind.START, order, [s.fileno() for s in theirs])
         finally:
             for sock in theirs:
                 sock.close()
+        for place in asked:
+            self._instances[place].can_say()
         return self._instances
 
     def _order(self, config: ModelConfig) -> dict[str, Any]:
@@ -107,7 +113,6 @@ class ProcessWorker:
             "model": hosted.model,
             "version": hosted.version,
             "files": str(hosted.files),
-            "verbose": self._verbose,
         }
 
     async def _call(self, kind: Kind, order: object, descriptors: Sequence[int] = ()) -> Any:
@@ -127,16 +132,25 @@ class ProcessWorker:
     def _signal_for(self, instance: int, kind: Kind, number: int) -> None:
         self._control.send(wire.signal_message(kind, instance, number))
 
+    def _say_more(self, verbose: bool) -> None:
+        self._control.send(wire.control_message(Kind.VERBOSE, verbose))
+
     def _message(self, kind: Kind, body: bytes) -> None:
         document = json.loads(body)
         if kind is Kind.LOG:
             self._log_line(document)
         elif kind is Kind.METRIC:
             self._attend(document)
+        elif kind is Kind.READY:
+            self._said(*document)
         elif kind is Kind.FAILED:
             self._settle(error_from(*document))
         else:
             self._settle(document)
+
+    def _said(self, place: int, ready: bool) -> None:
+        if (readiness := self._instances[place].readiness) is not None:
+            readiness.said(ready)
 
     def _attend(self, document: object) -> None:
         if self._exit.done():  # what it held has been forgotten
@@ -179,6 +193,7 @@ class ProcessWorker:
 
     def _exited(self, exit_code: "asyncio.Future[int]") -> None:
         self._metrics.forget(self)
+        self._log_control.leave(self._say_more)
         if not self._ended and not exit_code.cancelled():
             self._die(self._death(_cause(exit_code.result()) + self._hint()))
         self._control.close()  # not before: its last lines for the log came this way

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from microkernel.backend import Instance, Model
 from microkernel.batch import Batch
-from microkernel.errors import Internal, MicrokernelError, WorkerFailed
+from microkernel.errors import Internal, MicrokernelError, WorkerFailed, error_summary
 from microkernel.request import Outcome, Reschedule
 from microkernel.tensor import Tensor, element_count
 from microkernel.workers.descriptors import Schema
@@ -34,7 +34,7 @@ def run(instance: Instance, batch: Batch, schema: Schema) -> list[Outcome]:
         raise
     except MicrokernelError as error:
         return [error] * len(batch)
-    except (Exception, SystemExit) as error:
+    except BaseException as error:
         log.exception("backend failed")
         return [as_error(error)] * len(batch)
 
@@ -43,7 +43,7 @@ def unload(model: Model) -> None:
     """Unload a model; what it raises is logged, for nobody could do anything about it."""
     try:
         model.unload()
-    except (Exception, SystemExit):
+    except BaseException:
         log.exception("unloading failed")
 
 
@@ -51,7 +51,7 @@ def as_error(error: BaseException) -> MicrokernelError:
     """Any exception as one of ours: what is not ours becomes Internal with its type and text."""
     if isinstance(error, MicrokernelError):
         return error
-    return Internal(f"{type(error).__name__}: {error}")
+    return Internal(error_summary(error))
 
 
 def checked(outcome: Outcome, wanted: Sequence[str]) -> Outcome:
@@ -64,9 +64,9 @@ def checked(outcome: Outcome, wanted: Sequence[str]) -> Outcome:
         if fault := _fault(tensor):
             return Internal(fault)
     for key, value in outcome.parameters.items():
-        if not _is_parameter(value):
+        if not (_is_parameter(value) and _is_parameter(key)):
             return Internal(
-                f"response parameter '{key}' must be a boolean, a number or text, got {value!r}"
+                f"response parameter {key!r} must be a boolean, a number or text, got {value!r}"
             )
     return outcome if len(kept) == len(outcome.outputs) else replace(outcome, outputs=kept)
 
@@ -88,7 +88,13 @@ def _fault(tensor: Tensor) -> str:
 
 
 def _is_parameter(value: object) -> bool:
-    return isinstance(value, bool | int | float | str)
+    if isinstance(value, str):
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            return False
+        return True
+    return isinstance(value, bool | int | float)
 
 
 def _is_flat(data: object) -> bool:

@@ -90,7 +90,7 @@ def run_stream(instance: Instance, batch: Batch, senders: Sequence[WorkerSender]
         raise
     except MicrokernelError as error:
         _fail(senders, error)
-    except (Exception, SystemExit) as error:
+    except BaseException as error:
         log.exception("backend failed")
         _fail(senders, as_error(error))
 

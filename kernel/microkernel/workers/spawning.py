@@ -16,6 +16,7 @@ import structlog
 
 from microkernel.backend import BackendType
 from microkernel.errors import Unavailable
+from microkernel.open_files import lower_limit
 from microkernel.workers import wire
 from microkernel.workers.channel import LoopChannel
 from microkernel.workers.limits import NO_LIMITS, Limits, limits_to_json
@@ -157,5 +158,6 @@ def _start(preload: Sequence[str], environment: dict[str, str]) -> _ForkServer:
         except OSError as error:
             ours.close()
             raise Unavailable(f"no worker process can be started: {error}") from None
+    lower_limit(process.pid)
     log.debug("fork server started", pid=process.pid, preload=list(preload))
     return _ForkServer(process, ours)

@@ -146,5 +146,5 @@ def _ours(call: Callable[[ModelConfig], T], config: ModelConfig) -> T:
     """Call a stranger's code; whatever it raises becomes one of our errors."""
     try:
         return call(config)
-    except (Exception, SystemExit) as error:
+    except BaseException as error:
         raise as_error(error) from error

@@ -5,6 +5,7 @@ so that a backend may use its buffers again.
 """
 
 import asyncio
+import contextlib
 import queue
 import threading
 import time
@@ -31,6 +32,7 @@ from microkernel.workers.descriptors import Schema
 from microkernel.workers.flags import Flags, Slot
 from microkernel.workers.flights import Flights, Receiver
 from microkernel.workers.parts import Moments, Part
+from microkernel.workers.readiness import Readiness, says
 from microkernel.workers.runner import as_error, run
 from microkernel.workers.senders import WorkerSender, run_stream
 
@@ -146,6 +148,7 @@ class ThreadInstance:
         self._gone: MicrokernelError | None = None
         self._loop = asyncio.get_running_loop()
         self._thread: threading.Thread | None = None
+        self.readiness: Readiness | None = None
 
     async def start(self, model: Model) -> None:
         """Make the instance on its thread. Raises what the backend raised."""
@@ -184,6 +187,7 @@ class ThreadInstance:
         where it runs a batch: what it brings later is dropped. The thread ends when it can, and
         what comes from now on is answered with the error as well."""
         self._gone = error
+        self._say(ready=False)
         if self._running is not None:
             self._left_behind = True
         self._orders.put(None)
@@ -219,10 +223,11 @@ class ThreadInstance:
         try:
             bind_thread(self._placement.binding)
             instance = model.instance(self._placement)
-        except (Exception, SystemExit) as error:  # noqa: BLE001 - goes to who starts the model
+            ask = instance.readiness()
+        except BaseException as error:  # noqa: BLE001 - goes to who starts the model
             self._loop.call_soon_threadsafe(_settle, made, as_error(error))
             return
-        self._loop.call_soon_threadsafe(_settle, made, None)
+        self._loop.call_soon_threadsafe(self._made, made, ask)
         try:
             self._serve_orders(instance)
         except WorkerFailed as error:
@@ -232,8 +237,28 @@ class ThreadInstance:
         works_for(())
         try:
             instance.close()
-        except Exception:
+        except BaseException:
             log.exception("closing an instance failed", instance=self.name)
+
+    def _made(self, made: "asyncio.Future[None]", ask: Callable[[], bool] | None) -> None:
+        if ask is not None:
+            name = f"{self.name} ready"
+            self.readiness = Readiness(
+                lambda: threading.Thread(
+                    target=self._ask, args=(ask,), name=name, daemon=True
+                ).start()
+            )
+        _settle(made, None)
+
+    def _ask(self, ask: Callable[[], bool]) -> None:
+        self._enter()
+        ready = says(ask, self.name)
+        with contextlib.suppress(RuntimeError):  # a thread may outlive the loop
+            self._loop.call_soon_threadsafe(self._say, ready)
+
+    def _say(self, ready: bool) -> None:
+        if self.readiness is not None:
+            self.readiness.said(ready)
 
     def _serve_orders(self, instance: Instance) -> None:
         while (order := self._orders.get()) is not None:

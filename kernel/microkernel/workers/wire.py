@@ -39,6 +39,8 @@ class Kind(IntEnum):
     RESUME = 16  # it has caught up
     METRIC = 17  # metrics that a model declares: what became of them, and answers
     FATAL = 18  # the batch failed and so did its process, which must be ended
+    VERBOSE = 19  # whether lines for debugging are to be sent from now on
+    READY = 20  # whether an instance says that it is ready; and what it says
 
 
 EXECUTE, RESULT, NEED, PART = Kind.EXECUTE, Kind.RESULT, Kind.NEED, Kind.PART
@@ -71,7 +73,8 @@ def need_message(size: int) -> bytes:
 
 
 def signal_message(kind: Kind, instance: int, number: int) -> bytes:
-    """CANCEL, PAUSE or RESUME for the request of that number, in the instance at that place."""
+    """CANCEL, PAUSE or RESUME for the request of that number, in the instance at that place, or
+    READY, whose number means nothing."""
     return frame(kind, _SIGNAL.pack(instance, number))
 
 

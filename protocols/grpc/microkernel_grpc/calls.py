@@ -1,5 +1,6 @@
 """What each unary RPC does, from message bytes to message bytes; nothing here knows grpc."""
 
+import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, TypeAlias
 
@@ -19,10 +20,14 @@ from microkernel_grpc.repository import load_parameters, unload_dependents
 from microkernel_grpc.schema import Method, message
 from microkernel_grpc.statistics import model_statistics
 from microkernel_grpc.traces import trace_changes, trace_settings
+from microkernel_grpc.wire import MOST_FIELDS, crowded
 
 Call: TypeAlias = Callable[[bytes], Awaitable[bytes]]
 _Typed: TypeAlias = Callable[[Any], Awaitable[Message]]
 
+_LOAD = "RepositoryModelLoad"
+_LONGEST = 1 << 20
+"""The most bytes of a request that holds no more than names and settings."""
 _SERVING, _NOT_SERVING = 1, 2
 
 
@@ -41,7 +46,7 @@ class Calls:
             "ModelConfig": self._model_config,
             "ModelStatistics": self._model_statistics,
             "RepositoryIndex": self._repository_index,
-            "RepositoryModelLoad": self._load,
+            _LOAD: self._load,
             "RepositoryModelUnload": self._unload,
             "SystemSharedMemoryStatus": self._system_regions,
             "SystemSharedMemoryRegister": self._register_system_region,
@@ -149,6 +154,8 @@ def _refuse_repository(request: Any) -> None:
 
 def _from_bytes(method: Method, typed: _Typed) -> Call:
     async def call(packed: bytes) -> bytes:
+        if len(packed) > _LONGEST:
+            await _check_long(method, packed)
         request = method.request()
         try:
             request.ParseFromString(packed)
@@ -158,3 +165,14 @@ def _from_bytes(method: Method, typed: _Typed) -> Call:
         return (await typed(request)).SerializeToString()
 
     return call
+
+
+async def _check_long(method: Method, packed: bytes) -> None:
+    """Refuse what would keep all others waiting while it is parsed. Only to load a model takes many
+    bytes, which are those of files."""
+    if method.name != _LOAD:
+        raise InvalidArgument(
+            f"the message has {len(packed)} bytes, expected no more than {_LONGEST}"
+        )
+    if await asyncio.to_thread(crowded, packed):
+        raise InvalidArgument(f"the message has more than {MOST_FIELDS} parameters")

@@ -1,9 +1,11 @@
 """ModelInferRequest as an `InferRequest`; nothing here knows grpc."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 from google.protobuf.message import DecodeError
 
 from microkernel import (
@@ -17,16 +19,26 @@ from microkernel import (
     encode_bytes,
     parse_version,
     raw_view,
+    unknown_type,
 )
 from microkernel_grpc.parameters import read
 from microkernel_grpc.places import classifications, parts
 from microkernel_grpc.schema import message
-from microkernel_grpc.wire import split_raw
+from microkernel_grpc.wire import MOST_FIELDS, crowded, split_raw
 
+Array: TypeAlias = npt.NDArray[Any]
 Buffer: TypeAlias = bytes | bytearray | memoryview
+Parsed: TypeAlias = tuple[Any, Sequence[Buffer]]
+"""A message, and its raw contents."""
 
 _LARGE = 16 << 10
 """From this size on the raw fields are cut out by hand, which costs more than a small copy."""
+_LONG = 256 << 10
+"""Messages of more bytes than this that are not raw take long."""
+_MOST_DIMS = 1 << 10
+_INPUTS, _OUTPUTS = 5, 6
+_TURN = 8 << 10
+"""How many elements are converted before another thread may have its turn."""
 _FIELDS: Mapping[DataType, tuple[str, str]] = {
     DATA_TYPES[name]: (field, like)
     for field, like, names in (
@@ -46,11 +58,39 @@ NOTHING_FORWARDED: Parameters = {}
 _TYPE_OF_FIELD = dict(_FIELDS.values())
 
 
-def parse(packed: bytes) -> tuple[Any, Sequence[Buffer]]:
+def parse_short(packed: bytes) -> Parsed | None:
+    """As `parse`; None where that, or decoding the message, takes so long that others should not
+    have to wait for it."""
+    if len(packed) < _LARGE:
+        return _parse(packed, None)
+    split = split_raw(packed, _LONG)
+    return None if split is None else _parse(*split)
+
+
+def parse(packed: bytes) -> Parsed:
     """The message of a serialised ModelInferRequest, and its raw contents: views on `packed` where
-    they are large. Raises InvalidArgument for what is no such message."""
-    split = split_raw(packed) if len(packed) >= _LARGE else None
-    head, raw = (packed, None) if split is None else split
+    they are large. Raises InvalidArgument for what is no such message, and for a long one that has
+    more inputs, outputs, dims and the like than any model."""
+    short = parse_short(packed)
+    if short is not None:
+        return short
+    if crowded(packed, (_INPUTS, _OUTPUTS)):
+        raise InvalidArgument(
+            f"the message has more than {MOST_FIELDS} fields: inputs, outputs, parameters, raw "
+            "contents and what the inputs and outputs hold"
+        )
+    infer, raw = _parse(*(split_raw(packed) or (packed, None)))
+    for entry in infer.inputs:
+        if len(entry.shape) > _MOST_DIMS:
+            raise InvalidArgument(
+                f"unexpected shape for input '{entry.name}' for model '{infer.model_name}'. "
+                f"Expected no more than {_MOST_DIMS} dims, got {len(entry.shape)}"
+            )
+    return infer, raw
+
+
+def _parse(head: bytes, raw: Sequence[Buffer] | None) -> Parsed:
+    """The message of a head, and its raw contents: the given ones, else its own."""
     infer: Any = message("ModelInferRequest")()
     try:
         infer.ParseFromString(head)
@@ -69,21 +109,22 @@ def decode(
     """
     version = parse_version(infer.model_version)
     given = read(infer.parameters)
-    remaining, shared = iter(raw), parts("input", infer.inputs)
-    inputs = tuple([_input(infer, entry, raw, remaining, shared) for entry in infer.inputs])
+    entries, outputs = infer.inputs, infer.outputs
+    remaining, shared = iter(raw), parts("input", entries)
+    inputs = tuple([_input(infer, entry, raw, remaining, shared) for entry in entries])
     return InferRequest(
         infer.model_name,
         inputs,
         version,
         infer.id,
-        tuple([output.name for output in infer.outputs]) if infer.outputs else (),
+        tuple([output.name for output in outputs]) if outputs else (),
         {**given.custom, **forwarded} if forwarded else given.custom,
         given.priority,
         given.timeout_us,
         given.sequence,
-        classifications(infer.outputs),
+        classifications(outputs),
         shared,
-        parts("output", infer.outputs),
+        parts("output", outputs),
     )
 
 
@@ -97,10 +138,7 @@ def _input(
     name, shape = entry.name, tuple(entry.shape)
     datatype = DATA_TYPES.get(entry.datatype)
     if datatype is None:
-        raise InvalidArgument(
-            f"invalid datatype '{entry.datatype}' for input '{name}', "
-            f"expected one of {', '.join(DATA_TYPES)}"
-        )
+        datatype = unknown_type(entry.datatype)
     if shape and min(shape) < 0:
         raise InvalidArgument(
             f"[request id: {infer.id or '<id_unknown>'}] All input dimensions should be specified "
@@ -145,10 +183,22 @@ def _contents(model_name: str, entry: Any, datatype: DataType) -> Buffer:
     if field != wanted:
         raise InvalidArgument(
             f"unexpected explicit tensor data for input tensor '{entry.name}' for model "
-            f"'{model_name}' of type '{datatype.name}', expected datatype "
+            f"'{model_name}' of type '{datatype.shown}', expected datatype "
             f"'{_TYPE_OF_FIELD[field]}'"
         )
     if like == "BYTES":
         return encode_bytes(elements)
-    wide = np.fromiter(elements, dtype=DATA_TYPES[like].numpy, count=len(elements))
+    wide = _array(elements, DATA_TYPES[like].numpy)
     return raw_view(wide.astype(datatype.numpy, copy=False))  # keeps the low bytes, as Triton does
+
+
+def _array(elements: Sequence[Any], kind: Any) -> Array:
+    """Elements as a numpy array. Each call of numpy keeps other threads waiting, so one never sees
+    more than a turn's."""
+    count = len(elements)
+    if count <= _TURN:
+        return np.fromiter(elements, kind, count)
+    rest, filled = iter(elements), np.empty(count, kind)
+    for start in range(0, count, _TURN):
+        filled[start : start + _TURN] = np.fromiter(islice(rest, _TURN), kind)
+    return filled

@@ -8,6 +8,7 @@ import grpc.aio
 import structlog
 
 from microkernel import AccessKeys, Port, Unavailable, UnixSocket
+from microkernel_grpc.access_log import note
 from microkernel_grpc.calls import Calls
 from microkernel_grpc.forward import forwarder
 from microkernel_grpc.handlers import Doors, Handlers
@@ -46,7 +47,8 @@ class GrpcFrontend:
         if not self._settings.allow_grpc:
             return None
         continues = await continues_traces(self._server)
-        inference = Inference(self._server, self._forward, continues=continues)
+        asked = note if self._settings.access_log else None
+        inference = Inference(self._server, self._forward, continues=continues, asked=asked)
         running = _Running(self._settings, inference, Calls(self._server), self._doors)
         address = self._settings.address
         if self._unix is None:
@@ -75,7 +77,9 @@ class _Running:
         self._inference = inference
         self._streams = Streams(inference)
         self._reflections = Reflections()
-        handlers = Handlers(calls, inference, self._streams, self._reflections)
+        handlers = Handlers(
+            *(calls, inference, self._streams, self._reflections), access_log=settings.access_log
+        )
         self._grpc: Any = grpc.aio.server(options=channel_options(settings))
         self._grpc.add_generic_rpc_handlers(handlers.by_service(doors))
         self._unix: UnixSocket | None = None

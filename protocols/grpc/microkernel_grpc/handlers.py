@@ -10,18 +10,17 @@ import structlog
 
 from microkernel import AccessKeys, Cancelled, MicrokernelError
 from microkernel_grpc.access import OPEN, KeyGuard
+from microkernel_grpc.access_log import Behaviour, Serve, counting, subject, telling
 from microkernel_grpc.calls import Calls
-from microkernel_grpc.decode import parse
 from microkernel_grpc.inference import Inference
 from microkernel_grpc.reflection import Reflections
 from microkernel_grpc.restricted import Guard, Metadata
 from microkernel_grpc.schema import Method, methods
 from microkernel_grpc.status import details_of, status_of
-from microkernel_grpc.stream import Read, Streams, Write
+from microkernel_grpc.stream import Streams
 
 _Work: TypeAlias = Callable[[Any, Any, Metadata], Awaitable[Any]]
 """Takes the request or the stream of requests, gRPC's context, and the metadata."""
-_Serve: TypeAlias = Callable[[Read, Write, Metadata], Awaitable[None]]
 
 log = structlog.get_logger(__name__)
 
@@ -48,14 +47,21 @@ class Handlers:
     """Makes the handlers, which are all that knows gRPC's side of a call."""
 
     def __init__(
-        self, calls: Calls, inference: Inference, streams: Streams, reflections: Reflections
+        self,
+        calls: Calls,
+        inference: Inference,
+        streams: Streams,
+        reflections: Reflections,
+        *,
+        access_log: bool = False,
     ) -> None:
         self._calls = calls
         self._inference = inference
-        self._streams: Mapping[str, _Serve] = {
+        self._streams: Mapping[str, Serve] = {
             "ModelStreamInfer": streams.serve,
             "ServerReflectionInfo": reflections.serve,
         }
+        self._access_log = access_log
 
     def by_service(self, doors: Doors) -> list[Any]:
         """A handler per service, behind its doors; they work on bytes, for `Calls` knows the
@@ -70,28 +76,32 @@ class Handlers:
         ]
 
     def _handler(self, method: Method, doors: Doors) -> Any:
-        name, checks = method.name, doors.of(method.name)
+        work, reads = self._work(method)
+        behaviour = _behaviour(method.name, work, doors.of(method.name), reads_metadata=reads)
+        if self._access_log:
+            behaviour = telling(method, behaviour)
         if method.streams:
-            work = _conversation(self._streams[name])
-            return grpc.stream_stream_rpc_method_handler(
-                _behaviour(name, work, checks, reads_metadata=True)
-            )
-        if name == "ModelInfer":
-            reads = self._inference.reads_metadata
-            return grpc.unary_unary_rpc_method_handler(
-                _behaviour(name, self._inference.unary, checks, reads_metadata=reads)
-            )
+            return grpc.stream_stream_rpc_method_handler(behaviour)
+        return grpc.unary_unary_rpc_method_handler(behaviour)
+
+    def _work(self, method: Method) -> tuple[_Work, bool]:
+        """What a method does, and whether it reads the metadata."""
+        if method.streams:
+            serve = self._streams[method.name]
+            return _conversation(counting(serve) if self._access_log else serve), True
+        if method.name == "ModelInfer":
+            return self._inference.unary, self._inference.reads_metadata
         call = self._calls.call(method)
 
         async def work_alone(packed: bytes, context: Any, metadata: Metadata) -> bytes:
             return await call(packed)
 
-        return grpc.unary_unary_rpc_method_handler(
-            _behaviour(name, work_alone, checks, reads_metadata=False)
-        )
+        return work_alone, False
 
 
-def _behaviour(name: str, work: _Work, checks: Sequence[_Check], *, reads_metadata: bool) -> Any:
+def _behaviour(
+    name: str, work: _Work, checks: Sequence[_Check], *, reads_metadata: bool
+) -> Behaviour:
     """What gRPC calls: the checks, the work, and errors as status codes. Metadata is read only
     where somebody needs it, for that costs a microsecond or more."""
     reads_metadata = reads_metadata or bool(checks)
@@ -116,17 +126,14 @@ def _behaviour(name: str, work: _Work, checks: Sequence[_Check], *, reads_metada
 
 
 def _subject(name: str, request: Any) -> dict[str, str]:
-    """Which request a call is, for the log."""
+    """Which request a call is, for the log; nothing where it takes long to tell."""
     if name != "ModelInfer":
         return {}
-    try:
-        infer, _ = parse(request)
-    except MicrokernelError:
-        return {}
-    return {"model": infer.model_name, "request_id": infer.id}
+    identity, model = subject(request)
+    return {"model": model, "request_id": identity}
 
 
-def _conversation(serve: _Serve) -> _Work:
+def _conversation(serve: Serve) -> _Work:
     async def work(requests: Any, context: Any, metadata: Metadata) -> None:
         async def read() -> bytes | None:
             try:

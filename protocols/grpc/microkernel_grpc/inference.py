@@ -3,10 +3,11 @@ grpc."""
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 from microkernel import (
     NO_CONTEXT,
@@ -20,7 +21,7 @@ from microkernel import (
     Unsupported,
     parse_version,
 )
-from microkernel_grpc.decode import NOTHING_FORWARDED, Buffer, decode, parse
+from microkernel_grpc.decode import NOTHING_FORWARDED, Parsed, decode, parse, parse_short
 from microkernel_grpc.encode import encode
 from microkernel_grpc.forward import Forward
 from microkernel_grpc.heads import Heads
@@ -34,8 +35,8 @@ from microkernel_grpc.traces import (
     context_of,
 )
 
-_LARGE = 256 << 10
-"""Elements of more bytes than this that are not raw are converted in a thread."""
+Asked: TypeAlias = Callable[[InferRequest, Trace | None], None]
+
 _DECOUPLED = "doesn't support models with decoupled transaction policy"
 
 
@@ -59,13 +60,24 @@ class Accepted:
 
 class Inference:
     """Infer requests on their way to the port. `forward` makes parameters of their metadata;
-    `continues` is whether the metadata may say which trace a request belongs to."""
+    `continues` is whether the metadata may say which trace a request belongs to. `asked` is told of
+    each request that can be put to the port, and of its trace."""
 
-    def __init__(self, server: Port, forward: Forward | None, *, continues: bool = False) -> None:
+    def __init__(
+        self,
+        server: Port,
+        forward: Forward | None,
+        *,
+        continues: bool = False,
+        asked: Asked | None = None,
+    ) -> None:
         self._server = server
+        self._asked = asked
         self._forward = forward
         self._continues = continues
         self._heads = Heads()
+        # One at a time, for what a message is parsed to can take ten times its size.
+        self._long = ThreadPoolExecutor(1, "long-grpc")
         self._ending: set[asyncio.Task[None]] = set()
 
     @property
@@ -91,12 +103,18 @@ class Inference:
             exchange.add_done_callback(partial(self._sent, trace))
         return encode(response)
 
+    async def parse_long(self, packed: bytes) -> Parsed:
+        """`parse` for what `parse_short` has left, in a thread."""
+        return await asyncio.get_running_loop().run_in_executor(self._long, parse, packed)
+
     async def open(
-        self, infer: Any, raw: Sequence[Buffer], metadata: Metadata, arrived: int
+        self, parsed: Parsed, metadata: Metadata, arrived: int, *, aside: bool
     ) -> Accepted:
         """Start the request of a message of a stream, for which the stream began to wait at
-        `arrived`. Raises what `decode` and `Port.stream` raise."""
-        request = await self._decode(infer, raw, metadata)
+        `arrived`; decoded in a thread where `aside`. Raises what `decode` and `Port.stream`
+        raise."""
+        infer, _ = parsed
+        request = await self._decode(parsed, metadata, aside=aside)
         request = await self._traced(request, metadata, arrived)
         try:
             responses = await self._server.stream(request)
@@ -124,20 +142,23 @@ class Inference:
     async def _accept(self, packed: bytes, metadata: Metadata) -> InferRequest:
         """The request of a serialised message. A model that cannot be asked at all is reported
         before faults of the request, as in Triton."""
-        infer, raw = parse(packed)
+        short = parse_short(packed)
+        parsed = short or await self.parse_long(packed)
         try:
-            request = await self._decode(infer, raw, metadata)
+            request = await self._decode(parsed, metadata, aside=short is None)
         except MicrokernelError:
-            await self.config(infer)
+            await self.config(parsed[0])
             raise
         if self._forward is None:
             self._heads.remember(packed, request)
         return request
 
-    async def _decode(self, infer: Any, raw: Sequence[Buffer], metadata: Metadata) -> InferRequest:
+    async def _decode(self, parsed: Parsed, metadata: Metadata, *, aside: bool) -> InferRequest:
+        infer, raw = parsed
         given = NOTHING_FORWARDED if self._forward is None else self._forward(metadata)
-        if not raw and infer.ByteSize() > _LARGE:
-            return await asyncio.to_thread(decode, infer, raw, given)
+        if aside:
+            loop = asyncio.get_running_loop()
+            return await loop.run_in_executor(self._long, decode, infer, raw, given)
         return decode(infer, raw, given)
 
     async def _traced(
@@ -146,6 +167,8 @@ class Inference:
         """The request with its trace where it is sampled."""
         context = context_of(metadata) if self._continues else NO_CONTEXT
         trace = await self._server.begin_trace(request, context)
+        if self._asked is not None:
+            self._asked(request, trace)
         if trace is None:
             return request
         trace.mark(WAITREAD_START, arrived)

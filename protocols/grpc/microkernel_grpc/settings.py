@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from microkernel import Between, Listening, option
+from microkernel import Between, Listening, TlsFiles, option
 
 LEVELS = ("none", "low", "medium", "high")
 """How hard answers may be compressed, from not at all upwards."""
@@ -47,6 +47,11 @@ class GrpcSettings:
         about="File of keys, one a line. Calls need one as the metadata 'authorization: Bearer "
         "KEY' or 'x-api-key: KEY'; ServerLive, ServerReady and the standard health check stay "
         "open.",
+    )
+    access_log: bool = option(
+        False,
+        flag="--grpc-access-log",
+        about="Log a line for each call, and one for each stream when it has ended.",
     )
     use_ssl: bool = option(False, flag="--grpc-use-ssl", about="Serve gRPC over TLS only.")
     use_ssl_mutual: bool = option(
@@ -131,3 +136,13 @@ class GrpcSettings:
         if not self.allow_grpc:
             return []
         return [Listening("--grpc-port", self.address, self.port)]
+
+    def doubts(self) -> list[str]:
+        """What changes nothing: files for TLS where nothing is served over it."""
+        return [] if self.use_ssl or self.use_ssl_mutual else self.files().unused()
+
+    def files(self) -> TlsFiles:
+        """The files for TLS."""
+        return TlsFiles(
+            "--grpc", self.server_cert, self.server_key, self.root_cert, self.use_ssl_mutual
+        )

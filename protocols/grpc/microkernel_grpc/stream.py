@@ -10,7 +10,7 @@ from typing import TypeAlias
 import structlog
 
 from microkernel import InferResponse, Internal, MicrokernelError, Unavailable
-from microkernel_grpc.decode import parse
+from microkernel_grpc.decode import parse_short
 from microkernel_grpc.encode import empty_final, encode_streamed, failure, refusal
 from microkernel_grpc.inference import Accepted, Inference
 from microkernel_grpc.restricted import Metadata
@@ -154,11 +154,15 @@ class _Stream:
         """The request of a message, or its refusal, and whether its answers keep their order."""
         identity, model, ordered = "", "", True
         try:
-            infer, raw = parse(packed)
+            short = parse_short(packed)
+            parsed = short or await self._inference.parse_long(packed)
+            infer, _ = parsed
             identity, model = infer.id, infer.model_name
             self._check_stopping()
             ordered = not (await self._inference.config(infer)).decoupled
-            opened = await self._inference.open(infer, raw, self._metadata, waiting_since)
+            opened = await self._inference.open(
+                parsed, self._metadata, waiting_since, aside=short is None
+            )
         except MicrokernelError as error:
             return _Refused(refusal(identity, error)), ordered
         except Exception:

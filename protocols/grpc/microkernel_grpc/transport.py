@@ -4,7 +4,6 @@ from typing import Any
 
 import grpc
 
-from microkernel import TlsFiles
 from microkernel_grpc.encode import MAX_MESSAGE
 from microkernel_grpc.settings import LEVELS, GrpcSettings
 
@@ -50,8 +49,6 @@ def credentials(settings: GrpcSettings) -> Any:
     mutual = settings.use_ssl_mutual
     if not (settings.use_ssl or mutual):
         return None
-    files = TlsFiles(
-        "--grpc", settings.server_cert, settings.server_key, settings.root_cert, mutual
-    ).contents()
+    files = settings.files().contents()
     pair = (files.key, files.certificate)
     return grpc.ssl_server_credentials([pair], files.roots, require_client_auth=mutual)

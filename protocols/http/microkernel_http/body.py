@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from aiohttp import web
 
 from microkernel import InvalidArgument
+from microkernel_http.document import LARGE as LARGE_TEXT
 from microkernel_http.encode import Buffer
 from microkernel_http.exchange import end_with_answer
 from microkernel_http.plain import succeed
@@ -13,7 +14,7 @@ from microkernel_http.status import TimedOut
 MAX_CHUNKS = 65536
 JOINED = 64 << 10
 """Up to so many bytes a body is joined and sent together with its headers."""
-LARGE = 256 << 10
+LARGE = LARGE_TEXT
 """Work on more bytes than this is done in a thread."""
 _PIECE = 256 << 10
 

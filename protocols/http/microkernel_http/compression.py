@@ -12,6 +12,8 @@ from microkernel_http.encode import Buffer
 
 IDENTITY = "identity"
 _GZIP_OR_ZLIB = 47
+_GZIP = b"\x1f\x8b"
+_MOST_MEMBERS = 4096
 _FED = 64 << 10
 _WINDOWS = {"gzip": 31, "deflate": 15}
 CODINGS = frozenset(_WINDOWS)
@@ -22,29 +24,47 @@ PIECE = 256 << 10
 
 def inflate(body: bytes, limit: int) -> Iterator[bytes]:
     """The contents of a body in gzip or zlib format, whichever it is, piece by piece as they are
-    asked for; no piece is empty.
+    asked for; no piece is empty. In gzip format there may be several members, one behind another.
 
     Raises InvalidArgument for an empty body and as soon as there are more than `limit` bytes, and
     Internal for corrupt data.
     """
     if not body:
         raise InvalidArgument("nothing to be decompressed")
-    stream, view, position, size = zlib.decompressobj(_GZIP_OR_ZLIB), memoryview(body), 0, 0
-    while not stream.eof:
+    stream, view, position, size, members = _stream(), memoryview(body), 0, 0, 1
+    while True:
         data: Buffer = stream.unconsumed_tail
         if not data:
             data, position = view[position : position + _FED], position + _FED
         piece = _piece(stream, data)
         size += len(piece)
-        if size > limit:
-            raise InvalidArgument(
-                f"Decompressed data size exceeds the maximum allowed value of {limit} bytes. "
-                "Use --http-max-input-size to increase the limit."
-            )
+        _check_size(size, limit)
         if piece:
             yield piece
-    if stream.unused_data or position < len(body):
-        raise _corrupt("there is more data after its end")
+        if stream.eof:
+            position = min(position, len(body)) - len(stream.unused_data)
+            if position == len(body):
+                return
+            if not _both_gzip(body, position) or members == _MOST_MEMBERS:
+                raise _corrupt("there is more data after its end")
+            stream, members = _stream(), members + 1
+
+
+def _check_size(size: int, limit: int) -> None:
+    if size > limit:
+        raise InvalidArgument(
+            f"Decompressed data size exceeds the maximum allowed value of {limit} bytes. "
+            "Use --http-max-input-size to increase the limit."
+        )
+
+
+def _stream() -> "zlib._Decompress":
+    return zlib.decompressobj(_GZIP_OR_ZLIB)
+
+
+def _both_gzip(body: bytes, position: int) -> bool:
+    """Whether a body begins in gzip format, and once more at a position."""
+    return body.startswith(_GZIP) and body.startswith(_GZIP, position)
 
 
 def _piece(stream: "zlib._Decompress", data: Buffer) -> bytes:

@@ -16,6 +16,7 @@ from microkernel_http.status import error_body
 GRACE = 0.5
 """Seconds that the requests of a client go on which has closed its sending side. It may have closed
 both sides; nothing tells until something is sent to it."""
+_HEAD_END = b"\r\n\r\n"
 
 log = structlog.get_logger(__name__)
 
@@ -29,7 +30,10 @@ class Connection(web.RequestHandler):
     """One connection. `check` is to be called now and then; it ends the connection where the
     client takes too long."""
 
-    __slots__ = ("_bounds", "_head_since", "_leaving", "_payload", "_received", "_unsent", "_wire")
+    __slots__ = (
+        *("_bounds", "_head_since", "_leaving", "_lost", "_payload", "_received"),
+        *("_unsent", "_upgrade_left", "_wire"),
+    )
 
     def __init__(self, server: web.Server, bounds: Bounds, **settings: Any) -> None:
         super().__init__(server, **settings)
@@ -38,6 +42,8 @@ class Connection(web.RequestHandler):
         self._received: float | None = None
         self._payload: StreamReader | None = None
         self._unsent = (0, 0.0)
+        self._upgrade_left: int | None = None
+        self._lost = False
         self._leaving: asyncio.TimerHandle | None = None
         self._wire: asyncio.Transport | None = None
 
@@ -54,7 +60,10 @@ class Connection(web.RequestHandler):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
+        known = len(self._messages)
         super().data_received(data)
+        if len(self._messages) > known or self._upgrade_left is not None:
+            self._look_for_lost(data, len(self._messages) - known)
         waiter = self._waiter
         if data and (waiter is None or not waiter.done()):  # else `begun` is next
             self._received = self._loop.time()
@@ -84,7 +93,21 @@ class Connection(web.RequestHandler):
         self._payload = payload
         if not payload.is_eof():
             self._received = self._loop.time()
-        if self._leaving is not None and not self._messages:
+        if (self._leaving is not None or self._lost) and not self._messages:
+            self.close()
+
+    def _look_for_lost(self, data: bytes, messages: int) -> None:
+        """aiohttp drops what comes behind a request to upgrade to what it does not know, so the
+        connection has to end with the answer to that, for a client to send the rest again."""
+        if self._upgrade_left is not None:
+            self._upgrade_left -= len(data)
+        else:
+            last = self._messages[-1][0]
+            if getattr(last, "upgrade", False) and not _known_upgrade(last):
+                self._upgrade_left = _left(last, data) if messages == 1 else -1
+        if self._upgrade_left is not None and self._upgrade_left <= 0:
+            self._lost, self._upgrade_left = self._upgrade_left < 0, None
+        if self._lost and not self._messages:
             self.close()
 
     def check(self, now: float) -> None:
@@ -143,6 +166,21 @@ class Connection(web.RequestHandler):
         answer = _malformed(exc, message) if status == 400 else _failed()
         answer.force_close()
         return answer
+
+
+def _known_upgrade(message: Any) -> bool:
+    """Whether aiohttp keeps what comes behind a request that asks for an upgrade."""
+    asked: str = message.headers.get("Upgrade", "")
+    return bool(message.method == "CONNECT") or asked.lower() == "websocket"
+
+
+def _left(message: Any, data: bytes) -> int:
+    """How many bytes of a request are to come behind those that ended its head; below 0 where more
+    than the request has come, or may have."""
+    end, size = data.find(_HEAD_END), message.headers.get("Content-Length", "0")
+    if end < 0 or message.chunked or not size.isdigit():
+        return -1
+    return end + len(_HEAD_END) + int(size) - len(data)
 
 
 def _malformed(error: BaseException | None, message: str | None) -> web.Response:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from microkernel import InvalidArgument
 
 _FLAG = "--http-cors-origin"
-_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#@\s]+")
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#@*\s]+")
 _EXPOSED = "Inference-Header-Content-Length, Retry-After"
 _LIFETIME_SECS = 7200
 Headers = Mapping[str, str]
@@ -21,7 +21,7 @@ class Cors:
             if origin != "*" and _ORIGIN.fullmatch(origin.lower()) is None:
                 raise InvalidArgument(
                     f"{_FLAG} must be '*' or an origin such as https://example.com:8080, without "
-                    f"a path, got '{origin}'"
+                    f"a path and without patterns, got '{origin}'"
                 )
         self._any = "*" in origins
         self._origins = frozenset(origin.lower() for origin in origins)

@@ -5,6 +5,7 @@ the order of the inputs. Those inputs become views on the body. An input in shar
 data of its own.
 """
 
+import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,7 @@ from microkernel import (
     RegionPart,
     Shape,
     Tensor,
+    unknown_type,
 )
 from microkernel_http import document as json_document
 from microkernel_http import parameters, places
@@ -32,6 +34,7 @@ from microkernel_http.elements import to_raw
 
 MAX_COUNT = (1 << 63) - 1
 HEADER_LENGTH = "Inference-Header-Content-Length"
+_WHOLE_NUMBER = re.compile("[+-]?[0-9]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +71,7 @@ def header_length(value: str | None, body_length: int, source: str = HEADER_LENG
     if value is None:
         return body_length
     try:
-        length = int(value)
+        length = int(value if _WHOLE_NUMBER.fullmatch(value) else "")
     except ValueError:
         raise InvalidArgument(
             f"Unable to parse {source}, got: {value}; it must be a number of bytes"
@@ -90,7 +93,21 @@ def decode(
     """
     check_json_size(length, limits)
     view = memoryview(body)
-    document = _members(json_document.parse(view[:length]))
+    if length > json_document.LARGE:
+        with json_document.parsed(view[:length]) as document:
+            return _decoded(_members(document), view, length, model_name, version, limits)
+    document = json_document.parse(view[:length])
+    return _decoded(_members(document), view, length, model_name, version, limits)
+
+
+def _decoded(
+    document: dict[str, Any],
+    view: memoryview,
+    length: int,
+    model_name: str,
+    version: int,
+    limits: Limits,
+) -> tuple[InferRequest, OutputForms]:
     identity = parameters.identifier(document)
     given = parameters.parameters_of(document)
     custom = parameters.custom_parameters(given)
@@ -135,7 +152,7 @@ def _read_inputs(
         shape, count = _shape(name, array_member(fields, "shape"))
         datatype = DATA_TYPES.get(type_name)
         if datatype is None:
-            raise InvalidArgument(f"invalid datatype for input {name}")
+            datatype = unknown_type(type_name)
         data: bytes | memoryview = b""
         if size is not MISSING:
             start, position = position, position + unsigned(size, "binary_data_size")
@@ -158,6 +175,8 @@ def _read_inputs(
 def _from_json(
     name: str, datatype: DataType, count: int, elements: Any, limits: Limits
 ) -> bytes | memoryview:
+    if not datatype.number:
+        raise InvalidArgument(f"invalid datatype for input {name}")
     listed = array(elements, "data")
     _check_size(name, count * datatype.size, limits)
     raw = to_raw(name, datatype, count, listed)

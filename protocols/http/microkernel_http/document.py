@@ -5,10 +5,15 @@ Triton reads JSON with RapidJSON; reasons and offsets are put in its words.
 
 import json
 import re
-from collections.abc import Callable
-from typing import Any, NoReturn, TypeAlias
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NoReturn
 
-from microkernel import Internal, InvalidArgument
+from microkernel import Internal, InvalidArgument, MicrokernelError
+from microkernel_http.pieces import Malformed, Reader, utf8_fault
+
+LARGE = 256 << 10
+"""Longer texts are read piece by piece, so that other threads have their turns meanwhile."""
 
 _REASONS = {
     "Expecting value": "Invalid value.",
@@ -32,43 +37,86 @@ _DECODER = json.JSONDecoder()
 _SPACE = " \t\n\r"
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
-Objects: TypeAlias = Callable[[list[tuple[str, Any]]], Any]
-"""Makes the value of a JSON object from its members."""
-
 MISSING = object()
 """What `member` answers where there is no such member: None is a JSON value."""
 
 
-def parse(raw: bytes | memoryview, objects: Objects | None = None) -> Any:
+def parse(raw: bytes | memoryview, *, pairs: bool = False) -> Any:
     """The value of a JSON text in UTF-8. `NaN`, `Infinity`, `-Infinity` and `Inf` are numbers. An
-    object becomes a dictionary, or what `objects` makes of it.
+    object becomes a dictionary, or, where `pairs`, the tuple of its members.
 
     Raises Internal for malformed text, as Triton does, and InvalidArgument for text nested too
-    deeply.
+    deeply and for a large one of more objects, arrays and members than a request can need.
     """
+    return _in_pieces(memoryview(raw), pairs)[0] if len(raw) > LARGE else _whole(raw, pairs)
+
+
+def _whole(raw: bytes | memoryview, pairs: bool) -> Any:
+    text = _decoded(raw)
     try:
-        text = str(raw, "utf-8")
-    except UnicodeDecodeError as error:
-        raise _malformed("Invalid encoding in string.", error.start) from None
-    try:
-        document = _load(text, objects)
+        document = _load(text, pairs)
         if "\\u" in text and _SURROGATE.search(raw):
             json.dumps(document, ensure_ascii=False).encode()
     except json.JSONDecodeError as error:
         if not text.strip():
             raise _malformed("The document is empty.", len(raw)) from None
-        raise _malformed(_reason(error), len(text[: error.pos].encode())) from None
+        offset = len(text[: error.pos].encode())
+        raise _malformed(_reason(error.msg, text[: error.pos]), offset) from None
     except UnicodeEncodeError:
-        raise _malformed("The surrogate pair in string is invalid.", len(raw)) from None
+        raise _lone_surrogate(len(raw)) from None
     except ValueError:  # an integer of more digits than Python converts
-        raise _malformed("Number too big to be stored in double.", len(raw)) from None
+        raise _too_many_digits(len(raw)) from None
     except RecursionError:
-        raise InvalidArgument("the request JSON is nested too deeply") from None
+        raise _too_deep() from None
     return document
 
 
-def _load(text: str, objects: Objects | None) -> Any:
-    if objects is None:
+def _decoded(raw: bytes | memoryview) -> str:
+    try:
+        return str(raw, "utf-8")
+    except UnicodeDecodeError as error:
+        raise _malformed("Invalid encoding in string.", error.start) from None
+
+
+@contextmanager
+def parsed(raw: memoryview) -> Iterator[Any]:
+    """The value of a large text, as that of `parse`; arrays in arrays called `data` have no
+    brackets. Its large arrays are empty afterwards."""
+    document, reader = _in_pieces(raw, pairs=False)
+    try:
+        yield document
+    finally:
+        reader.release()
+
+
+def _in_pieces(raw: memoryview, pairs: bool) -> tuple[Any, Reader]:
+    fault = utf8_fault(raw)
+    if fault is not None:
+        raise _malformed("Invalid encoding in string.", fault)
+    reader = Reader(raw, lambda text: _load(text, pairs), pairs=pairs)
+    try:
+        document = reader.read()
+        if reader.lone:
+            raise _lone_surrogate(len(raw))
+    except Malformed as error:
+        reader.release()
+        if reader.empty:
+            raise _malformed("The document is empty.", len(raw)) from None
+        raise _malformed(_reason(error.message, error.before), error.offset) from None
+    except ValueError:
+        reader.release()
+        raise _too_many_digits(len(raw)) from None
+    except RecursionError:
+        reader.release()
+        raise _too_deep() from None
+    except MicrokernelError:
+        reader.release()
+        raise
+    return document, reader
+
+
+def _load(text: str, pairs: bool) -> Any:
+    if not pairs:
         try:  # `loads` takes half as long again; it is left to tell what is wrong
             document, end = _DECODER.raw_decode(text)
         except json.JSONDecodeError:
@@ -76,24 +124,51 @@ def _load(text: str, objects: Objects | None) -> Any:
         if end == len(text) or (end > 0 and not text[end:].strip(_SPACE)):
             return document
     try:
-        return json.loads(text, object_pairs_hook=objects)
+        return _loads(text, pairs)
     except json.JSONDecodeError:
-        spelled = _STRING_OR_INF.sub(
-            lambda found: "Infinity" if found[0] == "Inf" else found[0], text
-        )
-        if spelled == text:
+        if "Inf" not in text:
             raise
-        return json.loads(spelled, object_pairs_hook=objects)
+        return _load_spelled(text, pairs)
+
+
+def _loads(text: str, pairs: bool) -> Any:
+    return json.loads(text, object_pairs_hook=tuple if pairs else None)
+
+
+def _load_spelled(text: str, pairs: bool) -> Any:
+    """The value of a text that may have `Inf` for a number. The position of an error is that in the
+    text as it was given."""
+    found = [m.start() for m in _STRING_OR_INF.finditer(text) if m[0] == "Inf"]
+    spelled = _STRING_OR_INF.sub(lambda m: "Infinity" if m[0] == "Inf" else m[0], text)
+    try:
+        return _loads(spelled, pairs)
+    except json.JSONDecodeError as error:
+        longer = len("Infinity") - len("Inf")
+        before = sum(at + longer * index < error.pos for index, at in enumerate(found))
+        raise json.JSONDecodeError(error.msg, text, error.pos - longer * before) from None
 
 
 def _malformed(reason: str, offset: int) -> Internal:
     return Internal(f"failed to parse the request JSON buffer: {reason} at {offset}")
 
 
-def _reason(error: json.JSONDecodeError) -> str:
-    if error.msg != "Expecting ',' delimiter":
-        return _REASONS.get(error.msg, error.msg)
-    if _innermost(error.doc[: error.pos]) == "{":
+def _lone_surrogate(size: int) -> Internal:
+    return _malformed("The surrogate pair in string is invalid.", size)
+
+
+def _too_many_digits(size: int) -> Internal:
+    return _malformed("Number too big to be stored in double.", size)
+
+
+def _too_deep() -> InvalidArgument:
+    return InvalidArgument("the request JSON is nested too deeply")
+
+
+def _reason(message: str, before: str) -> str:
+    """What `json` says is wrong behind a text, in other words."""
+    if message != "Expecting ',' delimiter":
+        return _REASONS.get(message, message)
+    if _innermost(before) == "{":
         return "Missing a comma or } after an object member."
     return "Missing a comma or ] after an array element."
 

@@ -1,8 +1,7 @@
 """The elements of a JSON `data` array as raw bytes, and back."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -18,8 +17,8 @@ from microkernel import (
     raw_view,
 )
 from microkernel_http.document import refuse
+from microkernel_http.nesting import STEP, flatten, kinds_of
 
-MAX_DEPTH = 100
 _BYTES = DATA_TYPES["BYTES"]
 
 
@@ -61,7 +60,7 @@ def to_raw(name: str, datatype: DataType, count: int, data: list[Any]) -> bytes 
             f"Please use the binary data format for input {name}"
         )
     flat = flatten(data)
-    if not kind.types.issuperset(map(type, flat)):
+    if not kind.types >= kinds_of(flat):
         refuse("data", kind.name, kind.wanted)
     _check_count(len(flat), count)
     return _numbers(flat, datatype, kind)
@@ -75,6 +74,16 @@ def _check_count(found: int, wanted: int) -> None:
 
 
 def _numbers(flat: list[Any], datatype: DataType, kind: _Kind) -> memoryview:
+    if len(flat) <= STEP:
+        return raw_view(_cut_down(flat, datatype, kind))
+    numbers = np.empty(len(flat), datatype.numpy)
+    for start in range(0, len(flat), STEP):
+        part = flat[start : start + STEP]
+        numbers[start : start + STEP] = _cut_down(part, datatype, kind)
+    return raw_view(numbers)
+
+
+def _cut_down(flat: list[Any], datatype: DataType, kind: _Kind) -> np.ndarray[Any, Any]:
     if kind is _UNSIGNED and flat and min(flat) < 0:
         refuse("data", kind.name)  # not every numpy refuses it
     try:
@@ -82,45 +91,15 @@ def _numbers(flat: list[Any], datatype: DataType, kind: _Kind) -> memoryview:
     except OverflowError:
         refuse("data", kind.name, kind.wanted)
     with np.errstate(over="ignore"):
-        return raw_view(wide.astype(datatype.numpy, copy=False))
+        return wide.astype(datatype.numpy, copy=False)
 
 
 def _strings(flat: list[Any]) -> bytes:
-    if not {str}.issuperset(map(type, flat)):
+    if not kinds_of(flat) <= {str}:
         raise Internal(
             "Unable to parse JSON bytes array: attempt to access JSON non-string as string"
         )
     return encode_bytes(flat)
-
-
-def flatten(data: list[Any]) -> list[Any]:
-    """The elements of an array that may be nested, in row-major order.
-
-    Raises InvalidArgument where it is nested deeper than MAX_DEPTH.
-    """
-    flat = data
-    for _ in range(MAX_DEPTH):
-        kinds = set(map(type, flat))
-        if list not in kinds:
-            return flat
-        if kinds != {list}:
-            break
-        flat = list(chain.from_iterable(flat))
-    mixed: list[Any] = []
-    _collect(data, mixed, MAX_DEPTH)
-    return mixed
-
-
-def _collect(data: list[Any], into: list[Any], depth: int) -> None:
-    if depth == 0:
-        raise InvalidArgument(
-            f"Unable to parse 'data': it is nested deeper than {MAX_DEPTH} levels"
-        )
-    for entry in data:
-        if type(entry) is list:
-            _collect(entry, into, depth - 1)
-        else:
-            into.append(entry)
 
 
 def to_json(output: Tensor) -> list[Any]:
@@ -140,3 +119,14 @@ def to_json(output: Tensor) -> list[Any]:
         )
     flat: list[Any] = np.frombuffer(output.data, dtype=datatype.numpy).tolist()
     return flat
+
+
+def parts_to_json(output: Tensor) -> Iterator[list[Any]]:
+    """The same elements in lists that are not long."""
+    if output.datatype not in _KINDS:
+        flat = to_json(output)
+        yield from (flat[start : start + STEP] for start in range(0, len(flat), STEP))
+        return
+    numbers = np.frombuffer(output.data, dtype=output.datatype.numpy)
+    for start in range(0, len(numbers), STEP):
+        yield numbers[start : start + STEP].tolist()

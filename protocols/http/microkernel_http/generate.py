@@ -22,6 +22,7 @@ from microkernel import (
 from microkernel_http import document
 from microkernel_http.decode import Limits, check_json_size
 from microkernel_http.elements import to_json, to_raw
+from microkernel_http.nesting import kinds_of
 from microkernel_http.parameters import custom
 
 _PARAMETERS = "parameters"
@@ -35,7 +36,7 @@ def to_request(body: bytes, config: ModelConfig, version: int, limits: Limits) -
     more bytes than the limit allows.
     """
     check_json_size(len(body), limits)
-    given = document.parse(body, objects=tuple)
+    given = document.parse(body, pairs=True)
     if type(given) is not tuple:
         document.refuse("the request", "object")
     mapping = _Mapping(config, limits)
@@ -94,7 +95,7 @@ class _Mapping:
 def _tensor(entry: ModelInput, batch: Shape, value: Any) -> Tensor:
     elements = value if type(value) is list else [value]
     shape = lay_out(len(elements), (*batch, *entry.dims))
-    if shape is None or any(type(element) is list for element in elements):
+    if shape is None or list in kinds_of(elements):
         raise InvalidArgument(
             f"can not convert input '{entry.name}' to tensor with proper shape: it must be a "
             f"scalar or a flat array whose length fits the dims {[*batch, *entry.dims]}"

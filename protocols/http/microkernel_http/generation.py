@@ -15,7 +15,7 @@ from microkernel_http.answers import EndpointCall, error_answer, status_answer
 from microkernel_http.body import LARGE, read
 from microkernel_http.compression import IDENTITY
 from microkernel_http.decode import ALL_JSON, Limits
-from microkernel_http.encode import JSON, json_size, to_bytes
+from microkernel_http.encode import JSON, flat_to_bytes, json_size
 from microkernel_http.events import send_events
 from microkernel_http.exchange import identify
 from microkernel_http.generate import from_response, to_request
@@ -41,7 +41,7 @@ class Generation:
 
     async def _answer(self, route: Route, request: web.BaseRequest) -> web.StreamResponse:
         start, version = traced.now_ns(), route.version()
-        if (request.headers.get("Content-Encoding") or IDENTITY) != IDENTITY:
+        if (request.headers.get("Content-Encoding") or IDENTITY).lower() != IDENTITY:
             raise InvalidArgument("Unsupported content-encoding, only 'identity' is supported")
         config = await self._server.model_config(route.model, version)
         body = await read(request)
@@ -58,7 +58,7 @@ class Generation:
             answering = self._single(decoded, decoupled=config.decoupled)
         if trace is None:
             return await answering
-        return await traced.finish(self._server, trace, request, answering)
+        return await traced.finish(self._server, trace, request, answering, route.endpoint)
 
     async def _many(self, request: web.BaseRequest, decoded: InferRequest) -> web.StreamResponse:
         responses = await self._server.stream(decoded)
@@ -71,7 +71,7 @@ class Generation:
 
 
 def _as_json(response: InferResponse) -> bytes:
-    return to_bytes(from_response(response))
+    return flat_to_bytes(from_response(response))
 
 
 async def _whole(response: InferResponse) -> web.Response:

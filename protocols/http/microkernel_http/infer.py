@@ -69,7 +69,7 @@ class InferEndpoint:
 
     async def __call__(self, route: Route, request: web.BaseRequest) -> web.StreamResponse:
         start, version, headers = traced.now_ns(), route.version(), request.headers
-        coding = headers.get("Content-Encoding") or IDENTITY
+        coding = (headers.get("Content-Encoding") or IDENTITY).lower()
         if coding != IDENTITY and coding not in CODINGS:
             return _unknown_compression()
         try:
@@ -99,7 +99,7 @@ class InferEndpoint:
         )
         if trace is None:
             return await answering
-        return await traced.finish(self._server, trace, request, answering)
+        return await traced.finish(self._server, trace, request, answering, route.endpoint)
 
     async def _many(self, request: web.BaseRequest, decoded: InferRequest) -> web.StreamResponse:
         """Answer with an event for each response."""

@@ -12,10 +12,10 @@ from aiohttp import web
 from aiohttp.streams import StreamReader
 
 from microkernel import TlsFiles, Unavailable, UnixSocket
-from microkernel_http.access_log import AccessLog
+from microkernel_http.access_log import AccessLog, telling
 from microkernel_http.bounds import MAX_LINE, Bounds
 from microkernel_http.connection import Connection
-from microkernel_http.exchange import Exchange
+from microkernel_http.exchange import Exchange, origin_form
 
 Handler: TypeAlias = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
@@ -46,6 +46,8 @@ class Listener:
         self._unix = UnixSocket.of(place.address)
         self.port = place.port if self._unix is None else 0
         self._tls = None if place.tls is None else _context(place.tls)
+        if access_log:
+            handler = telling(handler)
         self._connections = web.Server(
             handler, handler_cancellation=True, request_factory=self._exchange
         )
@@ -116,6 +118,8 @@ class Listener:
     ) -> Exchange:
         if isinstance(connection, Connection):
             connection.begun(payload)
+        if message.path[:1] != "/":
+            message = message._replace(path=origin_form(message.path))
         loop, size = asyncio.get_running_loop(), self._bounds.body_size
         return Exchange(message, payload, connection, writer, task, loop, client_max_size=size)
 

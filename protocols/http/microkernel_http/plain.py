@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from email.utils import formatdate
 from functools import lru_cache
 from time import time
+from typing import TypeGuard
 
 from aiohttp import HttpVersion11, web
 
@@ -66,11 +67,12 @@ async def succeed(
     request.writer.output_size = len(written)
     transport.write(written)
     if transport.get_write_buffer_size():
+        request.status = 200
         await request.writer.drain()
     return Written(len(written))
 
 
-def _ordinary(request: web.BaseRequest) -> bool:
+def _ordinary(request: web.BaseRequest) -> TypeGuard[Exchange]:
     """Whether there is nothing to be added to a successful answer to a request."""
     return (
         isinstance(request, Exchange)

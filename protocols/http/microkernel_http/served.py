@@ -8,10 +8,10 @@ from aiohttp import web
 from microkernel import MicrokernelError
 from microkernel_http.answers import error_answer, status_answer
 from microkernel_http.encode import JSON, TEXT
-from microkernel_http.exchange import stated
+from microkernel_http.exchange import stated, told_of
 from microkernel_http.listener import Listener
 from microkernel_http.restricted import Restriction
-from microkernel_http.routes import Endpoint, find
+from microkernel_http.routes import Endpoint
 
 _TEXT_ERRORS = frozenset({Endpoint.INFER, Endpoint.LIVE, Endpoint.READY, Endpoint.MODEL_READY})
 """Triton declares the errors of these as plain text and those of all others as JSON."""
@@ -70,20 +70,16 @@ def failed(error: Exception, request: web.BaseRequest, error_type: str) -> web.R
         return error_answer(error, error_type)
     if isinstance(error, ConnectionError):
         raise error
+    identity, model, trace = told_of(request)
     log.error(
         "request failed unexpectedly",
         exc_info=error,
         path=request.raw_path,
-        model=_model(request),
-        request_id=getattr(request, "request_id", ""),
+        model=model,
+        request_id=identity,
+        trace_id=trace,
     )
     return status_answer(500, "internal error, see the server's log", error_type)
-
-
-def _model(request: web.BaseRequest) -> str:
-    """The model that a path of the V2 protocol names, for the log."""
-    route = find(request.method, request.raw_path)
-    return "" if route is None else route.model
 
 
 def forbidden(

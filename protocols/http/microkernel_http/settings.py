@@ -107,7 +107,7 @@ class HttpSettings:
     access_log: bool = option(
         False,
         flag="--http-access-log",
-        about="Log a line for each request that was answered, the metrics page's left out.",
+        about="Log a line for each request, the metrics page's left out.",
     )
     allow_metrics: bool = option(
         True, group="Metrics", flag="--allow-metrics", about="Serve the metrics page."
@@ -155,6 +155,11 @@ class HttpSettings:
         if self.allow_metrics:
             found.append(Listening("--metrics-port", self.page_address(), self.metrics_port))
         return found
+
+    def doubts(self) -> list[str]:
+        """What changes nothing: files for TLS where nothing is served over it."""
+        used = self.use_ssl or self.use_ssl_mutual or self.metrics_use_ssl
+        return [] if used else self._files().unused()
 
     def tls(self) -> TlsFiles | None:
         """The files of HTTP, None where it is not served over TLS."""

@@ -40,5 +40,5 @@ def status_of(error: MicrokernelError) -> int:
 
 def error_body(message: str) -> bytes:
     """`{"error":<message>}`. What is no valid text (a path may hold any bytes) is escaped."""
-    text = json.dumps({"error": message}, ensure_ascii=False, separators=(",", ":"))
-    return text.encode("utf-8", "backslashreplace")
+    valid = message.encode("utf-8", "backslashreplace").decode()
+    return json.dumps({"error": valid}, ensure_ascii=False, separators=(",", ":")).encode()

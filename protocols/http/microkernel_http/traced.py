@@ -6,7 +6,9 @@ from collections.abc import Awaitable
 from aiohttp import web
 
 from microkernel import NO_CONTEXT, InferRequest, Port, Trace, TraceContext
-from microkernel_http.exchange import stated
+from microkernel_http.exchange import Exchange
+from microkernel_http.routes import Endpoint
+from microkernel_http.served import error_type, settled
 
 now_ns = time.monotonic_ns
 """The clock of traces."""
@@ -28,6 +30,8 @@ async def begin(
         trace.mark("HTTP_RECV_START", start)
         trace.mark("HTTP_RECV_END", end)
         decoded.trace = trace
+        if isinstance(request, Exchange):
+            request.trace_id = trace.shown_id
     return trace
 
 
@@ -42,11 +46,12 @@ async def finish(
     trace: Trace,
     request: web.BaseRequest,
     answering: Awaitable[web.StreamResponse],
+    endpoint: Endpoint,
 ) -> web.StreamResponse:
-    """Wait for the answer of a traced request, send all of it, and hand the trace in, whatever
-    becomes of the answer."""
+    """Wait for the answer of a traced request, an error where answering fails, send all of it, and
+    hand the trace in, whatever becomes of the answer."""
     try:
-        response = stated(request, await answering)
+        response = await settled(answering, request, error_type(endpoint))
         if all(name != _SEND_START for name, _ in trace.timestamps):
             trace.mark(_SEND_START)
         await response.prepare(request)

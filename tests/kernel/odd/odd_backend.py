@@ -8,9 +8,11 @@ of its files, one line per event in `trace`.
 
 import ctypes
 import logging
+import multiprocessing
 import os
 import signal
 import socket
+import subprocess
 import sys
 import threading
 from collections.abc import Callable, Sequence
@@ -169,6 +171,21 @@ def _reach_home(batch: Batch) -> Sequence[Outcome]:
     return batch.split([Tensor.from_numpy("Y", np.array([row] * batch.size, np.int32))])
 
 
+def _offspring(batch: Batch) -> Sequence[Outcome]:
+    """Ends a process that it forked and one that it started, and leaves a third: the signals that
+    ended the two, and the pid of the third."""
+    forking = multiprocessing.get_context("fork")
+    forked, left = (forking.Process(target=signal.pause) for _ in range(2))
+    forked.start()
+    left.start()
+    started = subprocess.Popen(["sleep", "3600"])
+    forked.terminate()
+    started.terminate()
+    forked.join()
+    row = [-(forked.exitcode or 0), -started.wait(), left.pid]
+    return batch.split([Tensor.from_numpy("Y", np.array([row] * batch.size, np.int32))])
+
+
 def _second_fails(batch: Batch) -> Sequence[Outcome]:
     outcomes = list(_doubled(batch))
     outcomes[1] = Internal("only the second")
@@ -194,7 +211,7 @@ _ACTS: tuple[Callable[[Batch], Sequence[Outcome]], ...] = (
     *(_doubled, _ours, _strange, _system_exit, _none, _too_few, _no_outcome, _wrong_size),
     *(_strange_parameter, _no_buffer, _exit, _segfault, _kill, _hang, _log, _large, _pid),
     *(_interrupt, _second_fails, _log_badly, _until_cancelled, _second_comes_again),
-    *(_give_up, _open_files, _reach_home),
+    *(_give_up, _open_files, _reach_home, _offspring),
 )
 DEEDS = {act.__name__.removeprefix("_"): -number for number, act in enumerate(_ACTS)}
 """What the first number of a request asks for; anything else is doubled."""
@@ -227,6 +244,22 @@ class OddInstance(Instance):
         self._trace(f"closed {self._name}")
 
 
+class SayingInstance(OddInstance):
+    """Says whether it is ready: what stands in the file `ready`, which may be a FIFO."""
+
+    def __init__(self, name: str, trace: Callable[[str], None], file: Path) -> None:
+        super().__init__(name, trace)
+        self._file = file
+
+    def readiness(self) -> Callable[[], bool]:
+        """Raises where there is no such file."""
+        return self._is_ready
+
+    def _is_ready(self) -> bool:
+        self._trace("asked")
+        return self._file.read_text() == "yes"
+
+
 class StubbornInstance(OddInstance):
     """Does not close."""
 
@@ -240,6 +273,7 @@ class OddModel(Model):
 
     def __init__(self, config: ModelConfig, files: Path) -> None:
         self._fail = config.parameter("FAIL")
+        self._says = config.parameter("SAYS") == "ready"
         # In a place that no change of the model is looked for: else each load would change it.
         (files / "__pycache__").mkdir(exist_ok=True)
         self._file = files / "__pycache__" / "trace"
@@ -255,6 +289,8 @@ class OddModel(Model):
         self._trace(f"made {placement.name}")
         if self._fail == "close hangs":
             return StubbornInstance(placement.name, self._trace)
+        if self._says:
+            return SayingInstance(placement.name, self._trace, self._file.with_name("ready"))
         return OddInstance(placement.name, self._trace)
 
     def unload(self) -> None:

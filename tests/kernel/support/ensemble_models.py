@@ -15,6 +15,7 @@ from microkernel.models.table import no_instance
 from microkernel.responses import ResponseStream
 from microkernel.stats import ModelStats
 from microkernel.tracing.tracer import Tracer
+from microkernel.workers.readiness import Readiness
 
 Answers: TypeAlias = Callable[[InferRequest], Awaitable[InferResponse]]
 Responses: TypeAlias = Callable[[InferRequest], AsyncIterator[InferResponse]]
@@ -86,6 +87,7 @@ class Model:
         self.stats = ModelStats()
         self.labels: Mapping[str, tuple[str, ...]] = {}
         self.ready = True
+        self.asked: list[Readiness] = []
         self.identity = None
         self.requests: list[InferRequest] = []
         self.abandoned = 0
@@ -122,6 +124,12 @@ class Model:
                 stream.put(response)
         except MicrokernelError as error:
             stream.put(answer(request, error=error))
+
+    def check_ahead(self, request: InferRequest) -> None:
+        raise AssertionError(request)
+
+    def readiness(self) -> list[Readiness]:
+        return self.asked
 
     def hold(self, company: Company) -> Held:
         if not self.ready:

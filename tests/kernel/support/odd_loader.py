@@ -1,6 +1,7 @@
 """The loader of tests that serve the odd backend."""
 
-from microkernel import BackendType
+from microkernel import BackendType, LogSettings
+from microkernel.log import LogControl
 from microkernel.models.loader import Loader, LoaderSettings, Offer
 
 CONFIG = """
@@ -15,4 +16,5 @@ CONFIG = """
 def odd_loader(*, verbose: bool = False) -> Loader:
     """A loader of models of the odd backend, whose folder must be on the path, and of no other."""
     offers = [Offer(BackendType("odd", "odd_backend:OddBackend"), None)]
-    return Loader(offers, LoaderSettings(verbose=verbose))
+    control = LogControl(LogSettings(log_verbose_level=int(verbose)))
+    return Loader(offers, LoaderSettings(log_control=control))

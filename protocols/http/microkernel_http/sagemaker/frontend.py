@@ -14,7 +14,7 @@ from microkernel_http.body import read
 from microkernel_http.bounds import Bounds
 from microkernel_http.decode import Limits
 from microkernel_http.encode import JSON
-from microkernel_http.exchange import restate
+from microkernel_http.exchange import address, restate
 from microkernel_http.framing import SizedType
 from microkernel_http.generation import Generation
 from microkernel_http.infer import InferEndpoint
@@ -79,6 +79,7 @@ class SageMakerFrontend(Served):
             return web.Response(status=400)
         if call.action is None:
             return method_answer(call.methods)
+        address(request, call.model)
         endpoint, answering = self._actions[call.action]
         refusal = forbidden(self._restrictions, endpoint, request.headers)
         if refusal is not None:
@@ -93,6 +94,7 @@ class SageMakerFrontend(Served):
         model = self._container.model
         if not model:
             raise InvalidArgument("SAGEMAKER_TRITON_DEFAULT_MODEL_NAME must name the model")
+        address(request, model)
         return await self._as_v2(Route(self._container.inference, True, model), request)
 
     async def _invoke(self, call: Call, request: web.BaseRequest) -> web.StreamResponse:
@@ -115,7 +117,9 @@ class SageMakerFrontend(Served):
     async def _load(self, call: Call, request: web.BaseRequest) -> web.StreamResponse:
         restate(request, status_of)
         try:
-            await self._shelf.load(*load_request(await read(request)))
+            name, url = load_request(await read(request))
+            address(request, name)
+            await self._shelf.load(name, url)
         except AlreadyExists as error:
             return status_answer(409, str(error), JSON)
         return web.Response()

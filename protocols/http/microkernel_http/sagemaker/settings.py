@@ -16,6 +16,19 @@ _INFERENCE = {
 _PINGS = {"ready": Endpoint.READY, "live": Endpoint.LIVE}
 
 
+class _PortRange:
+    """Two ports, the first of which is not higher."""
+
+    _form = Shaped("<from>-<to>", "[0-9]{1,5}-[0-9]{1,5}")
+
+    def fault(self, value: str) -> str:
+        """See `microkernel.options.Check`."""
+        if fault := self._form.fault(value):
+            return fault
+        least, most = map(int, value.split("-"))
+        return "" if least <= most <= 65535 else "must not end below its beginning or above 65535"
+
+
 @dataclass(frozen=True, slots=True)
 class SageMakerSettings(SharedSettings):
     """The settings; names and defaults of the flags are Triton's. Port 0 means any free port."""
@@ -35,7 +48,7 @@ class SageMakerSettings(SharedSettings):
     safe_port_range: str = option(
         "",
         flag="--sagemaker-safe-port-range",
-        check=Shaped("<from>-<to>", "[0-9]{1,5}-[0-9]{1,5}"),
+        check=_PortRange(),
         about="The ports that all other front ends must use, as <from>-<to>.",
     )
     thread_count: int = option(

@@ -11,6 +11,7 @@ from microkernel_http.bounds import Bounds
 from microkernel_http.control import Control
 from microkernel_http.decode import Limits
 from microkernel_http.encode import JSON, TEXT
+from microkernel_http.exchange import address
 from microkernel_http.framing import SizedType
 from microkernel_http.infer import InferEndpoint
 from microkernel_http.listener import Listener, Place
@@ -94,6 +95,7 @@ class VertexAiFrontend(Served):
     async def _call(
         self, route: Route, request: web.BaseRequest, method: str = "POST"
     ) -> web.StreamResponse:
+        address(request, route.model)
         refusal = forbidden(self._restrictions, route.endpoint, request.headers)
         if refusal is not None:
             return refusal
