@@ -139,8 +139,9 @@ def _code_name(code: Any) -> str:
     """The name of what a context says of its code: with older versions of grpc a number, else a
     member, and None where nobody has set one."""
     if isinstance(code, StatusCode):
-        return code.name
-    return _CODES.get(code or 0, StatusCode.UNKNOWN.name)
+        name: str = code.name
+        return name
+    return _CODES.get(code or 0, "UNKNOWN")
 
 
 def _about(method: Method, packed: bytes) -> _About:
