@@ -226,6 +226,7 @@ def hammer(server: Running, calls: Calls, direct: dict[str, list[Array]], second
     assert after == (before[0] + sum(asked), before[1], 0)
 
 
+@pytest.mark.slow
 def test_no_request_is_lost_under_load(
     server: Running, calls: Calls, direct: dict[str, list[Array]]
 ) -> None:

@@ -248,6 +248,7 @@ def test_calls_that_are_taken_back(victim: Victim) -> None:
     victim.suffers(attack)
 
 
+@pytest.mark.slow
 def test_a_burst_of_calls_is_answered(victim: Victim) -> None:
     def attack() -> None:
         with grpc_stub(victim.server) as (stub, messages):
@@ -335,6 +336,7 @@ def test_a_stream_of_nothing_but_faults(victim: Victim) -> None:
 
 
 @pytest.mark.parametrize("compression", ["NoCompression", "Gzip"])
+@pytest.mark.slow
 def test_a_stream_of_large_faults(victim: Victim, compression: str) -> None:
     def attack() -> None:
         with grpc_stub(victim.server) as (stub, messages):
@@ -348,6 +350,7 @@ def test_a_stream_of_large_faults(victim: Victim, compression: str) -> None:
     victim.suffers(attack)
 
 
+@pytest.mark.slow
 def test_many_bad_clients_at_once(victim: Victim) -> None:
     def bad(name: str) -> str:
         with grpc_stub(victim.server) as (stub, messages):

@@ -275,6 +275,7 @@ def test_compressed_bodies(
     victim.suffers(attack)
 
 
+@pytest.mark.slow
 def test_many_bad_clients_at_once(victim: Victim) -> None:
     cases = [sent(case) for case, _, _ in BODIES.values()]
     statuses = [status for _, status, _ in BODIES.values()]

@@ -22,6 +22,8 @@ from hostile_peers import (
 )
 from server_harness import PATIENCE, Running, ask
 
+pytestmark = pytest.mark.slow
+
 LIMIT = 1
 """Seconds that a server waits for its clients."""
 STREAM = "/v2/models/many/generate_stream"
@@ -213,7 +215,6 @@ def test_a_thousand_idle_connections(patient: Victim, port: str, data: bytes) ->
     patient.suffers(attack)
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_streams_that_nobody_reads_give_the_model_back(patient: Victim) -> None:
     def sizes(messages: Any, count: int) -> Iterator[Any]:
@@ -236,7 +237,6 @@ def test_streams_that_nobody_reads_give_the_model_back(patient: Victim) -> None:
     patient.suffers(attack)
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(
     ("begin", "again", "times", "end", "status", "phrase"),

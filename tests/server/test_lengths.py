@@ -239,6 +239,7 @@ SENTENCES = (
 
 
 @pytest.mark.skipif(bool(MISSING), reason=f"not installed: {', '.join(MISSING)}")
+@pytest.mark.slow
 def test_sentences_that_share_a_padded_batch_mean_what_they_mean_alone(
     tmp_path: Path, prepared_examples: Path, start_server: Callable[..., Running]
 ) -> None:

@@ -69,6 +69,7 @@ def workers(server: Running) -> set[psutil.Process]:
     return {worker for fork in own.children() for worker in fork.children(recursive=True)}
 
 
+@pytest.mark.slow
 def test_a_python_model_that_never_initialises(start_server: Start, tmp_path: Path) -> None:
     repository = tmp_path / "models"
     write_python_model(repository, "neighbour", TENSORS, ECHO)

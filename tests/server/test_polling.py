@@ -38,6 +38,7 @@ def seven(server: Running, name: str) -> object:
     return found.json["outputs"][0]["data"][0] if found.status == 200 else found.error
 
 
+@pytest.mark.slow
 def test_models_come_change_and_go(tmp_path: Path, start_server: Callable[..., Running]) -> None:
     repository = tmp_path / "models"
     repository.mkdir()

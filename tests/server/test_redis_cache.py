@@ -58,6 +58,7 @@ def repository(tmp_path: Path) -> Path:
     return tmp_path / "models"
 
 
+@pytest.mark.slow
 def test_two_servers_share_responses_and_a_restart_keeps_them(
     redis: RedisProcess, repository: Path, start_server: Callable[..., Running]
 ) -> None:
@@ -103,6 +104,7 @@ def test_without_redis_all_goes_on(
     assert counted(server, "counting")["fail"] == 0
 
 
+@pytest.mark.slow
 def test_a_redis_that_hangs_stalls_nobody(
     own_redis: Callable[..., RedisProcess],
     repository: Path,

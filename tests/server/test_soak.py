@@ -145,6 +145,7 @@ def check_counts(clients: Soak, ran: Mapping[str, int]) -> None:
     assert {name for name, outcome in counts if outcome == LOST} == {"mortal model"}
 
 
+@pytest.mark.slow
 def test_good_and_bad_clients_for_a_short_while(
     tmp_path: Path, start_server: Callable[..., Running]
 ) -> None:
